@@ -1,20 +1,21 @@
-"""`balsam app`: register an application."""
+"""`balsam app`: register an application; and `make_dummies`, which registers one and adds many jobs of it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
 from ..core import command_line, field_specs
-from ..core.errors import InvalidSpec
+from ..core.errors import DuplicateApp, InvalidSpec
 from ..db.query import queries, text_forms
 from ..db.store import apps as store
+from ..db.store import insert
 from . import output
-from .common import open_db, warn
+from .common import count, open_db, progress_of, warn
 from .group import BalsamCommand, SentenceOption, option
 
 
@@ -87,3 +88,36 @@ def warn_of(field: str, problems: Iterable[str]) -> None:
     """Warn of problems of a field."""
     for text in problems:
         warn(f"{field}: {output.many_lines(text)}")
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+_DUMMY_APP = {"name": "dummy", "executable": "echo", "description": "Added by balsam make_dummies"}
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("num", type=int, callback=count)
+def make_dummies(num: int) -> None:
+    """Add NUM jobs that print "hello", to measure the throughput.
+
+    \b
+    Example:
+        balsam make_dummies 1000
+    """
+    db = open_db()
+    try:
+        with db.write() as cx:
+            store.add_app(cx, _DUMMY_APP)
+    except DuplicateApp:  # of an earlier call
+        pass
+    with progress_of(2 * num) as progress:  # a job counts twice: once read, once inserted
+        insert.add_jobs(db, _dummies(num), progress)
+    click.echo(f"Added {num} dummy jobs to the DB")
+
+
+def _dummies(num: int) -> Iterator[dict[str, Any]]:
+    for n in range(num):
+        yield {
+            "name": f"dummy{n}", "workflow": "dummy", "application": "dummy", "args": "hello", "node_packing_count": 64,
+            "description": "Added by balsam make_dummies",
+        }  # fmt: skip

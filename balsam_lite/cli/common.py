@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..core import field_specs
 from ..core.errors import BalsamError, InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-#: The option --run-when of commands that add jobs, and the end of their help texts.
-RUN_WHEN_HELP = f"When its parents let it run: {', '.join(field_specs.RUN_WHEN)}. [default: all_finished]"
-RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in field_specs.RUN_WHEN.items())])
 
 #: The largest count: what SQLite and JSON hold exactly.
 _LARGEST = 2**53
@@ -243,8 +238,3 @@ class Minutes(click.ParamType):  # type: ignore[type-arg]
             return clock.whole_minutes(value) if self._is_whole else clock.minutes(value)
         except ValueError as exc:
             self.fail(f"It {exc}.", param, ctx)
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were on the command line."""
-    return {name: value for name, value in options.items() if value is not None}

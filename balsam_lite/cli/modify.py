@@ -1,4 +1,4 @@
-"""`balsam modify`, `rerun` and `killjob`, each also as `balsam job …`: change, run again or kill jobs of one or more sites."""
+"""`balsam modify`, `rerun` and `killjob`, each also as `balsam job …`, and `dep`: change, run again, kill or link jobs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 import click
 
 from ..core import command_line, field_specs, states
+from ..core.clock import SystemClock
 from ..core.errors import StateError, UnknownApp
 from ..db.engine.connection import Database
 from ..db.query import queries
 from ..db.query.filters import all_of
-from ..db.store import user_actions
+from ..db.store import graph, user_actions
 from ..sites import apps as site_apps
 from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
@@ -305,3 +306,27 @@ def _killed(number: int, of_site: str) -> str:
     if number == 0:
         return f"No job{of_site} killed: there was nothing left to kill"
     return f"Job{of_site} killed" if number == 1 else f"{number} jobs{of_site} killed"
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("parent", shell_complete=completion.jobs)
+@click.argument("child", shell_complete=completion.jobs)
+def dep(parent: str, child: str) -> None:
+    """Let the job CHILD wait until the job PARENT is finished.
+
+    Both are numbers, prefixes of ids, or names; each must fit one job only. '#37' is always a number.
+
+    \b
+    Examples:
+        balsam dep 7df8 ab58
+        balsam dep prepare simulate
+    """
+    db = open_db()
+    with db.read() as cx:  # a name may take a while to find: not in a write transaction
+        above, below = (queries.job(cx, queries.find_job(cx, word)) for word in (parent, child))
+    with db.write() as cx:
+        graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
+    click.echo(output.new_link(above, below))

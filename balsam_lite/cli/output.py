@@ -315,6 +315,11 @@ def cute_id(name: str, job_id: str) -> str:
     return f"[{one_line(name)} | {job_id[:8]}]" if name else f"[{job_id[:8]}]"
 
 
+def new_link(parent: Mapping[str, Any], child: Mapping[str, Any]) -> str:
+    """Return the message that a dependency was added."""
+    return f"Created link {cute_id(parent['name'], parent['job_id'])} --> {cute_id(child['name'], child['job_id'])}"
+
+
 def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]]) -> str:
     """Return a job's history as the slides print it: a line for each event, further lines of its message indented."""
     lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]

@@ -218,7 +218,7 @@ class NewJobs:
 
     def _maker(self, names: tuple[str, ...]) -> Callable[[Row], Row]:
         """Return a function that converts a row with these fields to a job."""
-        if "workdir" not in names:
+        if "workdir" not in names and not {"workflow", "name"} <= set(names):  # which name its directory
             raise InvalidSpec("A job needs a workdir, a path below the data directory of its site.")
         app_names = [name for name in names if name in _APP_NAMES]
         if not app_names:
@@ -255,7 +255,7 @@ class NewJobs:
         return make
 
     def _note(self, number: int, job: Row) -> None:
-        if not job.get("allow_shared_workdir"):
+        if "workdir" in job and not job.get("allow_shared_workdir"):
             path = field_specs.checked_workdir(job["workdir"])
             other = self._workdirs.setdefault(path, number)
             if other != number:
@@ -407,7 +407,10 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
         missing = sorted(set(new.parents) - set(queries.states_of(cx, new.parents)))
     if missing:
         listed = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
-        raise new.numbered(UnknownJob(f"Could not find one or more Jobs set as parents: {listed}"), new.parents[missing[0]])
+        unknown = UnknownJob(
+            f"Could not find one or more Jobs set as parents: {listed}", hint="`balsam job ls` shows the jobs."
+        )
+        raise new.numbered(unknown, new.parents[missing[0]])
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------

@@ -595,6 +595,7 @@ def test_a_site_that_refuses_all_the_same_says_where_jobs_were_created(
     with pytest.raises(errors.UnknownJob) as caught:
         Job.objects.bulk_create([job("a"), job("b"), job("a"), job("b", parent_ids=[77])])
     said = "Job number 4: At the site b: Could not find one or more Jobs set as parents: 77\nCreated were: 2 at a"
+    said += "\n`balsam job ls` shows the jobs."
     assert str(caught.value) == said
     assert (Job.objects.filter(site_name="a").count(), Job.objects.filter(site_name="b").count()) == (2, 0)
 

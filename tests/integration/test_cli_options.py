@@ -433,7 +433,7 @@ def test_ls_imports_nothing_that_reading_does_not_need(balsam: Balsam, words: li
     imported = _imported_by(words)
     assert "balsam_lite.cli.ls" in imported
     heavy = {"peewee", "tabulate", "jinja2", "psutil", "filelock", "logging", "pathlib", "subprocess", "dataclasses", "dis"}
-    heavy |= {"tempfile", "random", "urllib.parse", "shutil", "difflib", "pprint", "balsam_lite.cli.jobs"}
+    heavy |= {"tempfile", "random", "urllib.parse", "shutil", "difflib", "pprint", "balsam_lite.cli.create"}
     heavy |= {"balsam_lite.db.store", "balsam_lite.schedulers", "balsam_lite.launcher", "balsam_lite.cli.modify"}
     assert not imported & heavy
 

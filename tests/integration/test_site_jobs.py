@@ -137,16 +137,16 @@ def test_each_short_option_sets_its_field(balsam: Balsam, alpha: Database) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-w", "x", "-a", "Hello"], "Missing required parameters (-p): {'say_hello_to'}"),
-        (["-w", "x", "-a", "Hello", "-p", "say_hello_to=x", "-p", "z=", "-p", "y=1"], "Extraneous parameters (-p): {'y', 'z'}"),
-        (["-w", "x", "-a", "Sum", "-p", "b=1"], "Missing required parameters (-p): {'a'}"),
-        (["-w", "/abs", "-a", "say"], "workdir must be a relative path: cannot start with '/'"),
+        (["-w", "x", "-a", "Hello"], "Missing required parameters: {'say_hello_to'}"),
+        (["-w", "x", "-a", "Hello", "-p", "say_hello_to=x", "-p", "z=", "-p", "y=1"], "Extraneous parameters: {'y', 'z'}"),
+        (["-w", "x", "-a", "Sum", "-p", "b=1"], "Missing required parameters: {'a'}"),
+        (["-w", "/abs", "-a", "say"], "Cannot use absolute path: /abs"),
         (["-w", "a/../../x", "-a", "say"], "below the data directory"),
         (["-w", ".", "-a", "say"], "below the data directory"),
         (["-w", "x", "-a", "say", "-tag", "novalue"], "--tag must look like NAME=VALUE, not 'novalue'"),
         (["-w", "x", "-a", "Hello", "-p", "world"], "--param must look like NAME=VALUE, not 'world'"),
         (["-w", "x", "-a", "say", "-n", "0"], "must be 1 or more, not 0"),
-        (["-w", "x", "-a", "say", "-g", "-1"], "not a number of 0 or more"),
+        (["-w", "x", "-a", "say", "-g", "-1"], "must be a number of 0 or more, not -1"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused_before_anything_is_shown(
@@ -162,7 +162,7 @@ def test_odd_rules_that_others_stored_are_no_traceback(balsam: Balsam, alpha: Da
     with alpha.write() as cx:
         cx.execute("""UPDATE app SET parameters = '{"x": 5}' WHERE name = 'Hello'""")
     code, _, err = balsam("job", "create", "-a", "Hello", "-w", "x", "-p", "y=1", "--site", "alpha", "-y")
-    assert (code, "Extraneous parameters (-p): {'y'}" in err, "[-p x=…]" in err) == (2, True, True), err
+    assert (code, "Extraneous parameters: {'y'}" in err, "are: x" in err) == (2, True, True), err
 
 
 def test_parameters_that_no_command_line_has_a_place_for_are_told(balsam: Balsam, alpha: Database) -> None:
@@ -182,8 +182,34 @@ def test_an_unknown_app_or_parent_is_named_with_what_there_is(balsam: Balsam, al
     )
     code, out, err = balsam(*HELLO_JOB, "-w", "x", "-pid", "5", "-pid", "4", "--site", "alpha", "-y")
     assert (code, out) == (3, "")
-    assert "No job on site alpha has the number 4, 5." in err
+    assert "Could not find one or more Jobs set as parents: 4, 5" in err
     assert jobs(balsam) == []
+
+
+def test_both_names_of_the_command_take_the_options_of_both(balsam: Balsam, alpha: Database) -> None:
+    more = ("--description", "of", "both", "--max-retries", "2", "-p", "say_hello_to=you", "--site", "alpha", "--yes")
+    code, out, err = balsam("job", "--app", "Hello", "--workdir", "there", "-rpn", "2", *more)
+    assert (code, err) == (0, "")
+    assert f"Working directory:        {alpha.directory}/data/there\n" in out
+    assert out.endswith("Added job to database\n")
+    code, out, err = balsam("job", "create", "-a", "Hello", "--name", "sim", "--workflow", "w", "--ranks-per-node", "2", *more)
+    assert (code, err) == (0, "")
+    assert out.endswith("name: sim\nworkflow: w\ndescription: of both\nmax_retries: 2\nAdded Job id=2\n")
+    first, second = jobs(balsam)
+    assert first["workdir"] == "there"
+    assert out.startswith(f"workdir: {second['workdir']}\n")
+    assert second["workdir"] == f"w/sim_{second['job_id'][:8]}"
+    shared = ("app", "ranks_per_node", "description", "max_retries", "parameters")
+    assert [first[name] for name in shared] == [second[name] for name in shared]
+    assert [first[name] for name in shared] == ["Hello", 2, "of both", 2, {"say_hello_to": "you"}]
+
+
+def test_a_new_job_needs_a_name_and_a_workflow_or_a_workdir(balsam: Balsam, alpha: Database) -> None:
+    for words, missing in ((("job",), "--name"), (("job", "--name", "n"), "--workflow"), (("job", "create"), "--workdir"),
+                           (("job", "create", "--name", "n"), "--workflow")):  # fmt: skip
+        code, out, err = balsam(*words, "--app", "say", "--site", "alpha", "--yes")
+        assert (code, out) == (2, "")
+        assert missing in err.splitlines()[-1]
 
 
 def test_a_new_job_needs_exactly_one_site(balsam: Balsam, beta: Database) -> None:
@@ -211,7 +237,7 @@ def test_a_no_leaves_everything_as_it_was(balsam: Balsam, alpha: Database, answe
     for lines in (["perhaps", "n"], []):
         answers(*lines)
         code, out, err = balsam(*HELLO_JOB, "-w", "x", "--site", "alpha")
-        assert (code, err) == (0, "")
+        assert (code, err) == (1, "")
         assert "Do you want to create this Job?" in out
         assert "Added" not in out
     assert jobs(balsam) == []
@@ -586,7 +612,7 @@ def test_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega
     assert (code, err) == (0, "")
     assert "site_name: omega\n" in out
     assert out.endswith("Added Job id=1\n")
-    assert "Missing required parameters (-p)" in balsam("job", "create", "-a", "Hello", "-w", "x", "--site", "omega", "-y")[2]
+    assert "Missing required parameters" in balsam("job", "create", "-a", "Hello", "-w", "x", "--site", "omega", "-y")[2]
     listed = balsam("job", "ls")[1].splitlines()
     assert [line.split()[1:5] for line in listed[2:]] == [
         ["alpha", "Hello", "here", "CREATED"], ["omega", "Hello", "there", "CREATED"],
@@ -703,7 +729,9 @@ def test_the_slides_commands_show_what_python_apps_run(balsam: Balsam, alpha: Da
     forms = balsam(*db, "ls", "apps", "--verbose")[1]
     assert f"Template:      {TEMPLATE}\n" in forms
     assert "Python class:  /apps/sums.py:Sum\n" in forms
-    code, out, _ = balsam(*db, "job", "--name", "j", "--workflow", "w", "--application", "Hello", "--yes")
+    job = (*db, "job", "--name", "j", "--workflow", "w", "--application", "Hello", "--yes")
+    assert balsam(*job)[:2] == (2, "")  # it lacks a parameter
+    code, out, _ = balsam(*job, "--param", "say_hello_to=you")
     assert code == 0
     assert f"Executed command:         {TEMPLATE}\n" in out
     assert f"Executed command:         {TEMPLATE}\n" in balsam(*db, "ls", "--verbose")[1]
@@ -770,7 +798,7 @@ def test_listing_imports_nothing_that_reading_does_not_need(balsam: Balsam, alph
         "balsam_lite.db.store.claims",
         "balsam_lite.schedulers",
         "balsam_lite.launcher",
-        "balsam_lite.cli.job_create",
+        "balsam_lite.cli.create",
     }
     assert not imported & heavy
 

@@ -69,7 +69,7 @@ EMPTY = ("", "launcher", "launcher.multinode", "pyapps")
 RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
-    "sqlite3": ("db", "launcher.dag", "cli.ls", "cli.jobs"),  # above db only for annotations
+    "sqlite3": ("db", "launcher.dag", "cli.ls"),  # above db only for annotations
     "subprocess": ("core.subprocess_run", "launcher.exec.spawner", "launcher.exec.spawn_helper"),
     "ctypes": ("launcher.exec.spawn_helper",),
     "multiprocessing": (),

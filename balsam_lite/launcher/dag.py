@@ -492,12 +492,10 @@ def submit(
     """
     from ..core.settings import Settings
     from ..db import models
-    from ..schedulers import submission
+    from ..schedulers import base, submission
 
     database = models.active()
-    request = submission.LaunchRequest(
-        nodes, wall_minutes, queue, project, job_mode, wf_filter=wf_filter, sched_flags=sched_flags
-    )
+    request = base.LaunchRequest(nodes, wall_minutes, queue, project, job_mode, wf_filter=wf_filter, sched_flags=sched_flags)
     return submission.legacy_form(submission.submit_launch(database, Settings.load(database.directory), request))
 
 

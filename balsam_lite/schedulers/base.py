@@ -138,6 +138,11 @@ class Scheduler(Protocol):
 # --- schedulers with commands -----------------------------------------------------------------------------------------
 
 
+def commands_of(settings: Settings) -> tuple[str, str, str]:
+    """Return the commands that the settings give in place of the scheduler's own: submit, status, cancel."""
+    return settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE
+
+
 def user_name() -> str:
     """Return the system's name for this process's user; environment variables are ignored."""
     import pwd
@@ -148,36 +153,50 @@ def user_name() -> str:
         return os.environ.get("USER", "") or str(os.getuid())
 
 
-class Adapter(Protocol):
+class Adapter:
     """A scheduler with commands, as data and pure functions. No function here runs anything or raises on odd text."""
 
     name: str
     template: str
+    #: The commands that submit, list and cancel batch jobs.
+    commands: tuple[str, str, str]
 
-    def submit_argv(self, submission: Submission) -> list[str]: ...
+    def __init__(self, submit: str = "", status: str = "", cancel: str = "") -> None:
+        """Create an adapter for these commands, given by name or path; "" means the usual one."""
+        given = zip((submit, status, cancel), self.commands)
+        self._submit, self._status, self._cancel = (command or usual for command, usual in given)
 
-    def environ(self) -> Mapping[str, str]:
-        """Return variables to add to the environment of its commands, such as the format of their answers."""
+    def submit_argv(self, submission: Submission) -> list[str]:
+        """Return the command that submits a script."""
+        raise NotImplementedError
 
     def parse_id(self, stdout: str) -> str:
         """Return the new batch job's id; "" where there is none."""
+        raise NotImplementedError
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
         """Return the command that lists those batch jobs; all of this user's if `ids` is empty."""
+        raise NotImplementedError
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
         """Return every batch job in the answer, by id. None if the answer contains no information on any."""
+        raise NotImplementedError
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
         """Return the command that reports batch jobs that `status_argv` no longer lists; [] if there is none."""
+        return []
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
         """Return every batch job in the answer, by id, including running ones; {} if there is none."""
+        return {}
 
     def read_past(self, native_id: str, output: str) -> BatchStatus | None:
         """Return how a batch job ended, from a file that the scheduler wrote next to its output; None if there is none."""
+        return None
 
-    def cancel_argv(self, native_id: str) -> list[str]: ...
+    def cancel_argv(self, native_id: str) -> list[str]:
+        """Return the command that cancels a batch job."""
+        return [self._cancel, native_id]
 
 
 class CommandScheduler:
@@ -225,10 +244,9 @@ class CommandScheduler:
         return {native_id: status for native_id, status in found.items() if native_id in outputs}
 
     def _run(self, argv: list[str], directory: str | None = None, timeout_s: float = math.inf) -> Completed:
-        environ = {**os.environ, **self._adapter.environ()}
         from ..core.subprocess_run import run  # here, not above: the Python interfaces use this module for its types
 
-        return run(argv, timeout_s=min(timeout_s, self.timeout_s), environ=environ, directory=directory)
+        return run(argv, timeout_s=min(timeout_s, self.timeout_s), directory=directory)
 
     def cancel(self, native_id: str) -> None:
         answer = self._run(self._adapter.cancel_argv(native_id))

@@ -58,8 +58,8 @@ class CobaltScheduler(CommandScheduler):
     """See `base.Scheduler`. Reads Cobalt's configuration file, to distinguish this Cobalt's batch jobs from another's."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
-        commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
-        super().__init__(CobaltAdapter(base.user_name(), *commands), timeout_s=settings.SCHEDULER_TIMEOUT_S)
+        adapter = CobaltAdapter(base.user_name(), *base.commands_of(settings))
+        super().__init__(adapter, timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _service(environ))))
 
     def submit(self, submission: Submission) -> str:
@@ -77,15 +77,16 @@ class CobaltScheduler(CommandScheduler):
         return written or super().find(submission, since_us)
 
 
-class CobaltAdapter:
-    """See `base.Adapter`. The three commands may be given by their paths; "" means by name, found on PATH."""
+class CobaltAdapter(base.Adapter):
+    """See `base.Adapter`. Cobalt has no command that reports ended batch jobs, but writes a log of each."""
 
     name = "CobaltScheduler"
     template = "cobalt.tmpl"
+    commands = ("qsub", "qstat", "qdel")
 
-    def __init__(self, user: str, submit: str = "", status: str = "", cancel: str = "") -> None:
+    def __init__(self, user: str, *commands: str) -> None:
+        super().__init__(*commands)
         self._user = user
-        self._submit, self._status, self._cancel = submit or "qsub", status or "qstat", cancel or "qdel"
 
     def submit_argv(self, submission: Submission) -> list[str]:
         # Both outputs are opened for appending (lib/ProcessGroup.py, 'a'), so that they can be one file.
@@ -96,9 +97,6 @@ class CobaltAdapter:
             *submission.flags,
             submission.script,
         ]
-
-    def environ(self) -> Mapping[str, str]:
-        return {}
 
     def parse_id(self, stdout: str) -> str:
         """Return the number, which qsub prints on a separate line; notes of the site may precede or follow it.
@@ -120,17 +118,8 @@ class CobaltAdapter:
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
         return parse_table(answer.stdout) if answer.ok else None
 
-    def past_argv(self, ids: Collection[str]) -> list[str]:
-        return []  # Cobalt has no command that reports ended batch jobs
-
-    def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
-        return {}
-
     def read_past(self, native_id: str, output: str) -> BatchStatus | None:
         return parse_log(_read(log_path(output)), native_id)
-
-    def cancel_argv(self, native_id: str) -> list[str]:
-        return [self._cancel, native_id]
 
 
 def log_path(output: str) -> str:

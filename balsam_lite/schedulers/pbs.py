@@ -16,7 +16,7 @@ import re
 import signal
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..core.clock import SECOND_US
 from ..core.errors import PollFailed
@@ -61,13 +61,9 @@ class PBSScheduler(CommandScheduler):
     """See `base.Scheduler`. Asks for JSON until it learns that this PBS has none."""
 
     def __init__(self, settings: Settings) -> None:
-        self._commands = PbsCommands(
-            settings.SCHEDULER_SUBMIT_EXE or "qsub",
-            settings.SCHEDULER_STATUS_EXE or "qstat",
-            settings.SCHEDULER_CANCEL_EXE or "qdel",
-        )
-        super().__init__(PBSAdapter(self._commands, base.user_name()), timeout_s=settings.SCHEDULER_TIMEOUT_S)
-        self._text = PBSAdapter(self._commands, base.user_name(), form=TEXT)
+        commands, user = base.commands_of(settings), base.user_name()
+        super().__init__(PBSAdapter(user, *commands), timeout_s=settings.SCHEDULER_TIMEOUT_S)
+        self._text = PBSAdapter(user, *commands, form=TEXT)
 
     def find(self, submission: Submission, since_us: int) -> str | None:
         """Run two commands: the list of this user's batch jobs has no paths, so query those of that name."""
@@ -93,42 +89,29 @@ class PBSScheduler(CommandScheduler):
         return statuses
 
 
-class PbsCommands(NamedTuple):
-    """The programs, by name or path."""
-
-    submit: str = "qsub"
-    status: str = "qstat"
-    cancel: str = "qdel"
-
-
 #: Options of qstat: history in JSON, or the text that all versions print. Torque's -x means XML, so it is not used for text.
 JSON, TEXT = ("-x", "-f", "-F", "json"), ("-f",)
 
 
-class PBSAdapter:
-    """See `base.Adapter`. `form` is JSON or TEXT."""
+class PBSAdapter(base.Adapter):
+    """See `base.Adapter`. `form` is JSON or TEXT. `status_argv` covers ended batch jobs, where the server keeps a history."""
 
     name = "PBSScheduler"
     template = "pbs.tmpl"
+    commands = ("qsub", "qstat", "qdel")
 
-    def __init__(self, commands: PbsCommands, user: str, *, form: tuple[str, ...] = JSON) -> None:
-        self._commands, self._user, self._form = commands, user, form
+    def __init__(self, user: str, *commands: str, form: tuple[str, ...] = JSON) -> None:
+        super().__init__(*commands)
+        self._user, self._form = user, form
 
     def submit_argv(self, submission: Submission) -> list[str]:
-        return [
-            self._commands.submit,
-            *("-N", submission.name, "-o", submission.output, "-j", "oe"),
-            *submission.flags,
-            submission.script,
-        ]
-
-    def environ(self) -> Mapping[str, str]:
-        return {}
+        options = ("-N", submission.name, "-o", submission.output, "-j", "oe")
+        return [self._submit, *options, *submission.flags, submission.script]
 
     def parse_id(self, stdout: str) -> str:
         """Return the id, which qsub prints on a separate line, followed by the server's name; Slurm's wrapper prints no server.
 
-        >>> PBSAdapter(PbsCommands(), "me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
+        >>> PBSAdapter("me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
         '412020.polaris-pbs-01.example.org'
         """
         lines = [line.strip() for line in stdout.splitlines()]
@@ -136,9 +119,9 @@ class PBSAdapter:
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
         if ids:
-            return [self._commands.status, *self._form, *ids]
+            return [self._status, *self._form, *ids]
         history = ["-x"] if self._form == JSON else []
-        return [self._commands.status, *history, "-u", self._user]
+        return [self._status, *history, "-u", self._user]
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
         """Return the statuses of the ids in the command line; if it has none, of all batch jobs in the answer.
@@ -155,18 +138,6 @@ class PBSAdapter:
         asked = {_number(word): word for word in answer.argv[1:] if _ID.fullmatch(word)}
         named = ((asked.get(_number(native_id), native_id), status) for native_id, status in found.items())
         return {native_id: status._replace(native_id=native_id) for native_id, status in named}
-
-    def past_argv(self, ids: Collection[str]) -> list[str]:
-        return []  # `status_argv` covers these too, where the server keeps a history
-
-    def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
-        return {}
-
-    def read_past(self, native_id: str, output: str) -> BatchStatus | None:
-        return None
-
-    def cancel_argv(self, native_id: str) -> list[str]:
-        return [self._commands.cancel, native_id]
 
 
 def _number(native_id: str) -> str:

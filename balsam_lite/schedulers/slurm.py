@@ -118,8 +118,7 @@ class SlurmScheduler(CommandScheduler):
     """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ, cluster: str = "") -> None:
-        commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
-        adapter = SlurmAdapter(os.getuid(), *commands, environ=environ, cluster=cluster)
+        adapter = SlurmAdapter(os.getuid(), *base.commands_of(settings), environ=environ, cluster=cluster)
         super().__init__(adapter, timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _cluster(environ))))
         self._settings, self._environ, self._cluster = settings, environ, cluster
@@ -179,21 +178,19 @@ def clusters_in(flags: Sequence[str]) -> list[str]:
     return [name for name in chosen.split(",") if name not in ("", "all")]
 
 
-class SlurmAdapter:
-    """See `base.Adapter`. The commands may be given by their paths; "" means by name, found on PATH.
+class SlurmAdapter(base.Adapter):
+    """See `base.Adapter`.
 
     A project is passed on unless it is the built-in default of the settings, which is a project of another machine.
     """
 
     name = "SlurmScheduler"
     template = "slurm.tmpl"
+    commands = ("sbatch", "squeue", "scancel")
 
-    def __init__(
-        self, user: int, submit: str = "", status: str = "", cancel: str = "",
-        *, environ: Mapping[str, str] = os.environ, cluster: str = "",
-    ) -> None:  # fmt: skip
+    def __init__(self, user: int, *commands: str, environ: Mapping[str, str] = os.environ, cluster: str = "") -> None:
+        super().__init__(*commands)
         self._user, self._environ, self._cluster = user, environ, cluster
-        self._submit, self._status, self._cancel = submit or "sbatch", status or "squeue", cancel or "scancel"
 
     def submit_argv(self, submission: Submission) -> list[str]:
         output = _literal_path(submission.output)
@@ -208,9 +205,6 @@ class SlurmAdapter:
             *submission.flags,
             submission.script,
         ]
-
-    def environ(self) -> Mapping[str, str]:
-        return {}
 
     def parse_id(self, stdout: str) -> str:
         """Return the number that --parsable prints, with the cluster if Slurm had a choice. Sites may add lines.
@@ -259,9 +253,6 @@ class SlurmAdapter:
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
         return self._named(parse_sacct(answer.stdout) if answer.ok else {}) or {}
-
-    def read_past(self, native_id: str, output: str) -> BatchStatus | None:
-        return None
 
     def cancel_argv(self, native_id: str) -> list[str]:
         number, _, cluster = native_id.partition(";")

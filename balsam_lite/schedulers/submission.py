@@ -355,19 +355,3 @@ def legacy_form(row: BatchRow) -> dict[str, Any]:
         "wall_minutes": row["wall_minutes"],
         "wf_filter": row["wf_filter"],
     }
-
-
-__all__ = [
-    "ABSENCE_TIMEOUT_S",
-    "NAME",
-    "REVIEW_PERIOD_S",
-    "SUBMISSION_TIMEOUT_S",
-    "LaunchRequest",
-    "cancel",
-    "legacy_form",
-    "refresh",
-    "render_script",
-    "resolve",
-    "submit_launch",
-    "validated",
-]

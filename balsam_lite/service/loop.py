@@ -41,8 +41,7 @@ from ..db.store.leases import Lease
 from ..launcher import mpirun
 from ..launcher.reaper import Reaper
 from ..schedulers import base, submission
-from ..schedulers.base import Scheduler
-from ..schedulers.submission import LaunchRequest
+from ..schedulers.base import LaunchRequest, Scheduler
 from . import packer
 from .packer import Launch, LaunchCapacity, LaunchChoice, UnplacedWork
 from .policy import PolicyFile, Queue

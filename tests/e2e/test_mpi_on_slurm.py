@@ -20,7 +20,7 @@ import balsam_lite
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.submission import LaunchRequest
+from balsam_lite.schedulers.base import LaunchRequest
 
 WHO = """
 import socket

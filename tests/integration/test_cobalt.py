@@ -19,9 +19,9 @@ from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import select
 from balsam_lite.schedulers import base, cobalt, submission
-from balsam_lite.schedulers.base import BatchStatus, Submission
+from balsam_lite.schedulers.base import BatchStatus, LaunchRequest, Submission
 from balsam_lite.schedulers.cobalt import CobaltAdapter, CobaltScheduler, parse_log, parse_submission, parse_table
-from balsam_lite.schedulers.submission import LaunchRequest, refresh, submit_launch
+from balsam_lite.schedulers.submission import refresh, submit_launch
 
 SUBMISSION = Submission("qlaunch7", "/db/qsubmit/qlaunch7.sh", "/db/qsubmit/qlaunch7.out", "/db/qsubmit", 2, 5)
 ADAPTER = CobaltAdapter("land")

@@ -32,7 +32,7 @@ from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user_actions
 from balsam_lite.launcher import dag
-from balsam_lite.schedulers import submission
+from balsam_lite.schedulers import base, submission
 
 ROOT = str(ROOT)
 
@@ -455,9 +455,9 @@ def test_apps_and_dbs_are_listed(db: Database, capsys: pytest.CaptureFixture[str
 
 
 def test_submit_is_submit_launch(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[submission.LaunchRequest] = []
+    asked: list[base.LaunchRequest] = []
 
-    def take(database: Database, settings: object, request: submission.LaunchRequest) -> dict[str, Any]:
+    def take(database: Database, settings: object, request: base.LaunchRequest) -> dict[str, Any]:
         asked.append(request)
         with database.write() as cx:
             number = batch_jobs.add(cx, {"queue": request.queue, "nodes": request.nodes, "scheduler_id": "12"}, 1)
@@ -466,7 +466,7 @@ def test_submit_is_submit_launch(db: Database, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(submission, "submit_launch", take)
     row = dag.submit("proj", "debug", 2, 5, job_mode="serial", wf_filter="w")
-    assert asked == [submission.LaunchRequest(2, 5, "debug", "proj", "serial", wf_filter="w")]
+    assert asked == [base.LaunchRequest(2, 5, "debug", "proj", "serial", wf_filter="w")]
     assert (row["scheduler_id"], row["queue"], row["nodes"], row["id"]) == (12, "debug", 2, 1)
     monkeypatch.undo()
     with pytest.raises(InvalidSpec, match="nodes"), use(db):

@@ -20,7 +20,7 @@ from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_action
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.launcher.reporting import RecentRate, Tally
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.submission import LaunchRequest
+from balsam_lite.schedulers.base import LaunchRequest
 
 
 @pytest.fixture

@@ -19,12 +19,11 @@ from balsam_lite.core.settings import Settings
 from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.base import BatchStatus, Submission
-from balsam_lite.schedulers.pbs import TEXT, PBSAdapter, PbsCommands, PBSScheduler, parse_list, parse_text, status_of
-from balsam_lite.schedulers.submission import LaunchRequest
+from balsam_lite.schedulers.base import BatchStatus, LaunchRequest, Submission
+from balsam_lite.schedulers.pbs import TEXT, PBSAdapter, PBSScheduler, parse_list, parse_text, status_of
 
 SUBMISSION = Submission("qlaunch7", "/db/qsubmit/qlaunch7.sh", "/db/qsubmit/qlaunch7.out", "/db/qsubmit", 2, 5)
-ADAPTER = PBSAdapter(PbsCommands(), "me")
+ADAPTER = PBSAdapter("me")
 #: As the manual pages and servers show them; the server's clock is this host's.
 DATE, DATE_US = "Tue Mar 12 13:04:41 2024", int(time.mktime((2024, 3, 12, 13, 4, 41, 0, 0, -1))) * 1_000_000
 
@@ -50,7 +49,7 @@ def test_the_command_lines_are_those_of_the_manual() -> None:
     ]  # fmt: skip
     assert ADAPTER.status_argv(["1.a", "2.a"]) == ["qstat", "-x", "-f", "-F", "json", "1.a", "2.a"]
     assert ADAPTER.status_argv(()) == ["qstat", "-x", "-u", "me"]
-    old = PBSAdapter(PbsCommands("s", "q", "d"), "me", form=TEXT)
+    old = PBSAdapter("me", "s", "q", "d", form=TEXT)
     assert (old.status_argv(["1"]), old.status_argv(())) == (["q", "-f", "1"], ["q", "-u", "me"])
     assert old.cancel_argv("1.a") == ["d", "1.a"]
 

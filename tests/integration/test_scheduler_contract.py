@@ -25,7 +25,8 @@ from balsam_lite.db.engine import directories
 from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.submission import LaunchRequest, cancel, refresh, submit_launch
+from balsam_lite.schedulers.base import LaunchRequest
+from balsam_lite.schedulers.submission import cancel, refresh, submit_launch
 from balsam_lite.service import loop
 from balsam_lite.service.policy import Queue, Range
 

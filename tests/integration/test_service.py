@@ -32,8 +32,8 @@ from balsam_lite.db.query import demand, queries, select, wait_reasons
 from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.base import BatchStatus
-from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_TIMEOUT_S, LaunchRequest
+from balsam_lite.schedulers.base import BatchStatus, LaunchRequest
+from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_TIMEOUT_S
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range

@@ -24,9 +24,8 @@ from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.base import BatchStatus, Submission
+from balsam_lite.schedulers.base import BatchStatus, LaunchRequest, Submission
 from balsam_lite.schedulers.slurm import SlurmAdapter, SlurmScheduler, parse_sacct, parse_squeue
-from balsam_lite.schedulers.submission import LaunchRequest
 
 SLURM = Settings(SCHEDULER_CLASS="SlurmScheduler")
 SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/db", 2, 5)

@@ -29,11 +29,10 @@ from balsam_lite.db.engine import directories
 from balsam_lite.db.query import queries
 from balsam_lite.db.query.select import batch_job_rows
 from balsam_lite.schedulers import submission
-from balsam_lite.schedulers.base import BatchStatus, Partition, select
+from balsam_lite.schedulers.base import BatchStatus, LaunchRequest, Partition, select
 from balsam_lite.schedulers.local import LocalScheduler
 from balsam_lite.schedulers.script import copy_template
 from balsam_lite.schedulers.submission import (
-    LaunchRequest,
     cancel,
     legacy_form,
     refresh,

@@ -19,6 +19,7 @@ MAX_BYTES = 512_000
 
 PICKLED, NAMES = "__pickled__", "names"
 _ATOMS = (str, int, bool, type(None))
+BY_FILE = "Write large values to a file, and give the job its path."
 #: Texts with fewer characters than this, in all, cannot become too large.
 SMALL = 4096
 
@@ -31,30 +32,43 @@ def encoded(values: Any) -> dict[str, Any]:
     """
     if not isinstance(values, Mapping):
         raise InvalidSpec(f"job parameters must be a dict, not {values!r}")
-    if _are_few_texts(values):
+    if _are_few(values, only_texts=True):
         return dict(values)
     for name in values:
         if not isinstance(name, str):
             raise InvalidSpec(f"The names of job parameters must be text, not {name!r}")
     is_plain = PICKLED not in values and all(map(_is_json, values.values()))
     stored = dict(values) if is_plain else _pickled(dict(values))
-    size = len(stored[PICKLED]) if PICKLED in stored else len(json.dumps(stored, ensure_ascii=False).encode(errors="replace"))
-    if size > MAX_BYTES:
-        raise InvalidSpec(
-            f"The parameters of a job must not be larger than {MAX_BYTES} bytes in all, these are {size}",
-            hint="Write large values to a file, and give the job its path.",
-        )
+    check_size(stored)
     return stored
 
 
-def _are_few_texts(values: Mapping[Any, Any]) -> bool:
-    """Return whether no value needs to be examined, which is the usual case and must be fast."""
+def _are_few(values: Mapping[Any, Any], only_texts: bool = False) -> bool:
+    """Return whether all are texts or numbers, and small: the usual case, which must be fast. `only_texts`: no numbers."""
     characters = 0
     for name, value in values.items():
-        if type(name) is not str or type(value) is not str or name == PICKLED:
+        if type(name) is not str or name == PICKLED:
             return False
-        characters += len(name) + len(value)
+        if type(value) is str:
+            characters += len(name) + len(value)
+        elif only_texts or not isinstance(value, (int, float)):
+            return False
     return characters < SMALL
+
+
+def check_size(stored: Mapping[str, Any]) -> bool:
+    """Return whether stored parameters may be large. Raise InvalidSpec if they are too large."""
+    if len(stored) < SMALL // 64 and _are_few(stored):
+        return False
+    try:
+        counted = stored[PICKLED] if PICKLED in stored else json.dumps(stored, ensure_ascii=False)
+        size = len(str(counted).encode(errors="replace"))
+    except (TypeError, ValueError, RecursionError):
+        return False  # the code that stores them raises
+    if size > MAX_BYTES:
+        text = f"The parameters of a job must not be larger than {MAX_BYTES} bytes in all, these are {size}"
+        raise InvalidSpec(text, hint=BY_FILE)
+    return True
 
 
 def decoded(stored: Mapping[str, Any]) -> dict[str, Any]:

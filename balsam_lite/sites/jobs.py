@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownField, UnknownJob
-from ..core.parameters import MAX_BYTES, PICKLED, SMALL, fields_of_launch_params, names_of
+from ..core.parameters import BY_FILE, MAX_BYTES, PICKLED, check_size, fields_of_launch_params, names_of
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
@@ -30,7 +30,6 @@ _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_dat
 _EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
 _APP_NAMES = ("app_id", "app", "application")
 
-_BY_FILE = "Write large values to a file, and give the job its path."
 #: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; other systems limit only the total.
 _MAX_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else MAX_BYTES
 
@@ -90,7 +89,7 @@ class Apps:
             _check_names(app, names)
             if len(self._good) < 10_000:
                 self._good.add((app.name, names))
-        is_large = _check_size(parameters)
+        is_large = check_size(parameters)
         if app.kind == "template":
             _check_words(app, parameters, is_large)
 
@@ -110,23 +109,6 @@ def _check_names(app: AppSpec, names: Sequence[str]) -> None:
 def _set(names: Iterable[str]) -> str:
     """Format names as Python prints a set, in order."""
     return "{" + ", ".join(map(repr, sorted(names))) + "}"
-
-
-def _check_size(parameters: Mapping[str, Any]) -> bool:
-    """Return whether the parameters may be large."""
-    if len(parameters) < SMALL // 64 and _length_of_texts(parameters.values()) < SMALL:
-        return False
-    try:
-        counted = parameters[PICKLED] if PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
-        size = len(str(counted).encode(errors="replace"))
-    except (TypeError, ValueError, RecursionError):
-        return False  # the code that stores them raises
-    if size > MAX_BYTES:
-        raise InvalidSpec(
-            f"The parameters of a job must not be larger than {MAX_BYTES} bytes in all, these are {size}",
-            hint=_BY_FILE,
-        )
-    return True
 
 
 def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -> None:
@@ -149,7 +131,7 @@ def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -
         raise InvalidSpec(
             f"The parameter {name} is too large: it makes {what} of {longest} bytes, and {_MAX_WORD} are what a program "
             "can be given in one word",
-            hint=_BY_FILE,
+            hint=BY_FILE,
         )
 
 
@@ -160,17 +142,6 @@ def _holds_nul(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_holds_nul(one) for pair in value.items() for one in pair)
     return isinstance(value, (list, tuple)) and any(map(_holds_nul, value))
-
-
-def _length_of_texts(values: Iterable[Any]) -> float:
-    """Return the total length of the texts; infinity if other values among them may be large."""
-    length = 0
-    for value in values:
-        if isinstance(value, str):
-            length += len(value)
-        elif not isinstance(value, (int, float)):
-            return float("inf")
-    return length
 
 
 def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> None:

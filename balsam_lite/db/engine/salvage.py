@@ -537,9 +537,8 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: s
         notes.append(f"{events} event(s) of jobs that are lost were left out")
     cx.execute("UPDATE state_count SET jobs = (SELECT count(*) FROM job WHERE job.state = state_count.state)")
     running = claims.facts_of(cx, f"job.state = '{states.RUNNING}'", ())
-    claims.requeue_lost(
-        cx, [claims.LostRun(facts, "Salvaged from a damaged DB", has_started=False) for facts in running], now_us
-    )
+    note = "Salvaged from a damaged DB"
+    claims.requeue_lost(cx, [(facts, claims.lost_run(facts, note, now_us, has_started=False)) for facts in running], now_us)
     if held or running:
         notes.append(f"{len({*held, *(facts.job for facts in running)})} job(s) that launchers had are free again")
     notes += _link(cx, edges, now_us)

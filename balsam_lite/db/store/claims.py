@@ -107,18 +107,6 @@ class RunResult(NamedTuple):
     former: str = ""
 
 
-class LostRun(NamedTuple):
-    """A RUNNING job that no launcher runs any more."""
-
-    facts: exit_rules.JobFacts
-    message: str
-    has_started: bool = True
-    start_after: int | None = None  # microseconds; it is held back until then
-    is_counted: bool = True  # as a restart
-    is_death: bool = False  # its launcher or spawn helper died
-    former: str = ""  # the state in which it was claimed, if it has certainly not started
-
-
 class ClaimResult(NamedTuple):
     """The result of `take`, in the order in which to start the jobs."""
 
@@ -604,9 +592,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_u
         if fact.state != states.RUNNING:
             continue
         if ended[job].result == states.RESTART_READY:
-            run = ended[job]
-            has_started = run.started_us is not None
-            lost.append(LostRun(fact, run.message, has_started, run.start_after, run.is_counted, run.is_death, run.former))
+            lost.append((fact, ended[job]))
         else:
             result = exit_rules.result_of(fact, ended[job].result, ended[job].told_us)
             outcome = exit_rules.after_run(fact, result, ended[job].return_code)
@@ -644,8 +630,16 @@ def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
 _NEVER_STARTED = '{"started":0}'
 
 
-def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -> None:
-    """Return jobs to RESTART_READY. A job that had started has used up a restart; at its limit it fails with its children.
+def lost_run(facts: exit_rules.JobFacts, message: str, now_us: int, has_started: bool, is_death: bool = False) -> RunResult:
+    """Return the end of a run whose launcher is gone."""
+    started_us = now_us if has_started else None
+    return RunResult(facts.job, facts.attempt, states.RESTART_READY, None, message, started_us, now_us, is_death=is_death)
+
+
+def requeue_lost(cx: sqlite3.Connection, lost: Sequence[tuple[exit_rules.JobFacts, RunResult]], now_us: int) -> None:
+    """Return RUNNING jobs that no launcher runs any more to RESTART_READY, which is the result of the run given with each.
+
+    A job that had started has used up a restart; at its limit it fails with its children.
 
     A job that has certainly never started returns to its former state, and its attempt number is reused by the next run.
     If a job was running when its launcher or spawn helper died, the death is counted instead of a restart; see `suspects`.
@@ -653,20 +647,21 @@ def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -
     if not lost:
         return
     moves, columns = [], []
-    deaths = suspects.at_death(cx, [one.facts.job for one in lost if one.is_death and one.has_started])
-    for facts, message, has_started, start_after, is_counted, _, former in lost:
-        outcome = exit_rules.after_lost_holder(facts, has_started and is_counted)
+    deaths = suspects.at_death(cx, [run.job for _, run in lost if run.is_death and run.started_us is not None])
+    for facts, run in lost:
+        has_started, message = run.started_us is not None, run.message
+        outcome = exit_rules.after_lost_holder(facts, has_started and run.is_counted)
         if facts.job in deaths:
             number = deaths[facts.job][0] + 1
             outcome = exit_rules.after_death(facts, number, deaths[facts.job][1])
             if number >= SUSPECT_DEATHS:
                 message = f"{message}; {suspects.describe(number)}, so it will be run apart from other jobs"
-        path = (states.RUNNING, former) if former else outcome.path
+        path = (states.RUNNING, run.former) if run.former else outcome.path
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
         moves.append(Transition(facts.job, path, now_us, (outcome.messages[0] or message,), data))
-        columns.append((outcome.restarts, start_after, facts.attempt - bool(former), int(facts.job in deaths)))
+        columns.append((outcome.restarts, run.start_after, facts.attempt - bool(run.former), int(facts.job in deaths)))
     changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
     apply(cx, moves, states.REAPER, changes, columns)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)

@@ -230,7 +230,7 @@ def reap(
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
     running = [facts for facts in rows if facts.state == states.RUNNING]
-    lost = [claims.LostRun(facts, note, counts_restart, is_death=may_have_killed(facts)) for facts in running]
+    lost = [(facts, claims.lost_run(facts, note, now_us, counts_restart, may_have_killed(facts))) for facts in running]
     claims.requeue_lost(cx, lost, now_us)
     in_step = [facts for facts in rows if facts.state in _STEP_STATES and may_have_killed(facts)]
     claims.count_step_deaths(cx, in_step, now_us, was_alone=len(rows) == 1)

@@ -12,11 +12,12 @@ import click
 from ..core.errors import BalsamError, InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
-from . import completion
+from . import completion, output
 from .group import ConditionOption, option
 
 if TYPE_CHECKING:
     from ..db.engine.registry import SiteEntry
+    from ..sites import fanout
     from ..sites.interface import SiteInterface
 
 _T = TypeVar("_T")
@@ -94,7 +95,8 @@ def ask_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[
     answers = fanout.query_all(selector.choose(site, _named_db()), question)
     if len(answers.failed) == 1 and not answers.found:
         raise answers.failed[0][1]
-    warn_of_sites(answers.failed)
+    if answers.failed:
+        _warn_once(answers)
     if not answers.found:
         raise BalsamError(f"None of the {len(answers.failed)} sites could be read.")
     return answers.found
@@ -117,10 +119,33 @@ def ask_all_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tu
     return answers.found
 
 
+#: Sites that a summary names, and the characters of each reason.
+_MAX_NAMED_SITES, _MAX_REASON = 10, 60
+
+
+def _warn_once(answers: fanout.Answers) -> None:
+    """Warn of the sites that failed: of several in one line, unless --verbose is given. A command may ask them again."""
+    from ..sites import fanout
+
+    context = click.get_current_context()
+    if context.meta.setdefault(f"{__name__}.failed", answers.failed) is not answers.failed:
+        return
+    failed = answers.failed
+    if len(failed) == 1 or context.params.get("verbose"):
+        warn_of_sites(failed)
+        return
+    named = [f"{entry.name} ({_shortened(fanout.reason(exc))})" for entry, exc in failed[:_MAX_NAMED_SITES]]
+    listed = output.one_line(", ".join(named)) + ", …" * (len(failed) > _MAX_NAMED_SITES)
+    warn(f"{len(failed)} of {len(failed) + len(answers.found)} sites did not answer: {listed}. `balsam site ls -v` tells more.")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_REASON else f"{text[: _MAX_REASON - 1]}…"
+
+
 def warn_of_sites(failed: Iterable[tuple[SiteEntry, BalsamError]]) -> None:
     """Print a line on stderr for each site that could not be read."""
     from ..sites import fanout
-    from . import output
 
     for entry, exc in failed:
         warn(output.one_line(fanout.failure(entry, exc)))

@@ -538,9 +538,20 @@ def test_a_command_says_which_sites_could_not_be_read(asking: Balsam, three: lis
     registry.add("/nowhere/at/all", "lost")
     code, out, err = asking("--site", "all")
     assert (code, out) == (0, "theta 0\nthetagpu 0\ngamma 0\nfar 7\n")
-    assert err.splitlines() == [
-        "Warning: site silent could not be read: dead did not answer",
+    assert err == (
+        "Warning: 2 of 6 sites did not answer: silent (dead did not answer), "
+        "lost (No Balsam DB is in /nowhere/at/all any more). `balsam site ls -v` tells more.\n"
+    )
+
+
+def test_verbose_says_why_each_site_could_not_be_read(balsam: Balsam, three: list[SiteEntry]) -> None:
+    registry.add("/nowhere/at/all", "lost")
+    registry.add("/nowhere/else", "gone")
+    code, _, err = balsam("app", "ls", "--site", "all", "-v")
+    assert code == 0
+    assert err.splitlines()[:2] == [
         "Warning: site lost could not be read: No Balsam DB is in /nowhere/at/all any more",
+        "Warning: site gone could not be read: No Balsam DB is in /nowhere/else any more",
     ]
 
 
@@ -550,7 +561,7 @@ def test_a_command_fails_where_no_site_could_be_read(asking: Balsam, far: type[F
     registry.add("/gone", "lost")
     code, out, err = asking("-s", "all")
     assert (code, out) == (1, "")
-    assert err.count("Warning: ") == 2
+    assert err.count("Warning: ") == 1
     assert err.endswith("Error: None of the 2 sites could be read.\n")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from balsam_lite.core import parameters, states
 from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import events, filters, select
+from balsam_lite.db.query import events, select
 from balsam_lite.db.store import insert, user_actions
 
 TAGS = [{}, {"k": "v"}, {"k": "v", "n": "1"}, {"n": "1", "q\"'": "ü%_"}, {"k": "w"}]
@@ -395,7 +395,7 @@ def test_jobs_with_tags_are_read_from_the_index_of_tags(db, where, order):
 @pytest.mark.parametrize("more", [{}, {"state": "FAILED"}, {"state": ["FAILED", "CREATED"], "workflow": "w1"}])
 def test_the_first_jobs_with_a_tag_are_read_without_all_the_others(db, order, more):
     where = {"tags": {"k": "v", "n": "1"}, **more}
-    steps = plan(db, lambda cx: cx.execute(*select.statement("job.id", filters.Conditions(where), order, 0, 5)))
+    steps = plan(db, lambda cx: cx.execute(*select.statement(cx, "job.id", where, order, 0, 5)))
     assert "SEARCH given USING PRIMARY KEY (tag=?)" in steps and "job_tag USING PRIMARY KEY (tag=? AND job=?)" in steps
     assert "TEMP B-TREE" not in steps
 
@@ -428,7 +428,7 @@ def test_of_jobs_that_are_named_the_tags_are_looked_up(db):
 def test_other_reads_use_their_indexes(db):
     assert "job_state" in plan(db, lambda cx: select.jobs(cx, {"state": "FAILED"}))
     assert "job_short_id" in plan(db, lambda cx: select.jobs(cx, {"uuid": "0" * 8}))
-    assert "TEMP B-TREE" not in plan(db, lambda cx: cx.execute(*select.statement("job.id", filters.Conditions(), "-id", 0, 10)))
+    assert "TEMP B-TREE" not in plan(db, lambda cx: cx.execute(*select.statement(cx, "job.id", {}, "-id", 0, 10)))
     assert "event_job" in plan(db, lambda cx: select.jobs(cx, {"last_update_after": 1}))
     assert "SCAN state_count" in plan(db, lambda cx: select.count_jobs(cx, {"state": ["FAILED"]}))
 

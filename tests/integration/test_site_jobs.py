@@ -807,13 +807,12 @@ def test_listing_imports_nothing_that_reading_does_not_need(balsam: Balsam, alph
 def test_a_page_of_jobs_with_tags_is_read_by_the_rarest_tag(alpha: Database, tags: dict[str, str]) -> None:
     """What makes it fast, however many jobs there are."""
     from balsam_lite.db.query import select
-    from balsam_lite.db.query.filters import Conditions
 
     common = [{"application": "say", "workdir": f"w{n}", "tags": {"common": "1"}} for n in range(9)]
     insert.add_jobs(alpha, [{**job, "tags": {"common": "1", "k": "v"}} for job in common[:2]] + common[2:])
     with alpha.read() as cx:
         assert [row["id"] for row in select.jobs_page(cx, {"tags": tags}, ["id"], 1, 5)] == [2]
-        sql, parameters = select.statement("job.id", Conditions({"tags": tags, "state": "CREATED"}).rarest_first(cx), after=1)
+        sql, parameters = select.statement(cx, "job.id", {"tags": tags, "state": "CREATED"}, after=1)
         plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
     assert tuple(parameters[:2]) == ("k", "v")
     assert plan[0].startswith("SEARCH given USING PRIMARY KEY (tag=? AND job>?)")
@@ -826,12 +825,11 @@ def test_a_page_of_jobs_with_tags_is_read_by_the_rarest_tag(alpha: Database, tag
 )
 def test_no_page_but_the_first_needs_sorting(alpha: Database, where: dict[str, Any]) -> None:
     from balsam_lite.db.query import select
-    from balsam_lite.db.query.filters import Conditions
 
     insert.add_jobs(alpha, [{"application": "say", "workdir": f"w{n}"} for n in range(9)])
     with alpha.read() as cx:
         assert [row["id"] for row in select.jobs_page(cx, where, ["id"], 4, 3)] == [5, 6, 7]
-        sql, parameters = select.statement("job.id", Conditions(where), after=4)
+        sql, parameters = select.statement(cx, "job.id", where, after=4)
         plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
     assert "rowid>?" in plan[0]
     assert not any("TEMP B-TREE" in step for step in plan)

@@ -23,7 +23,7 @@ from ..engine.schema import PAYLOAD
 from .fields import EVENT, INTERNAL_EVENT_KEYS, WEIGHT
 from .filters import EVERY, Conditions, Where
 from .operators import LARGEST, Term, execute
-from .select import limits, sorting
+from .select import count_rows, limits, sorting
 
 Row = dict[str, Any]
 
@@ -138,8 +138,7 @@ def _are_few(cx: sqlite3.Connection, jobs: Conditions) -> bool:
 
 def count_events(cx: sqlite3.Connection, where: Where = EVERY) -> int:
     """Return the number of matching events, ignoring `after`."""
-    sql, parameters = _conditions(cx, where).sql()
-    return int(execute(cx, f"SELECT count(*) FROM event WHERE {sql}", parameters).fetchone()[0])
+    return count_rows(cx, _conditions(cx, where))
 
 
 # --- a million of them ------------------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ EVENT = Table(
     {
         **_stored("event", {"id": "id", "job": "id", "time": "time", "from_state": "state", "to_state": "state"}),
         "message": Column("event.message", "text", is_stored=True),
+        "data": Column("event.data", "object"),
     },
     {
         "job_id": "job__id",
@@ -194,7 +195,6 @@ EVENT = Table(
         "timestamp_after": "time__gte",
     },
     {"job": ("job", "event.job")},
-    ("data",),
 )
 
 TABLES = {table.name: table for table in (JOB, APP, BATCH_JOB, EVENT)}

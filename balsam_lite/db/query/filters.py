@@ -161,12 +161,7 @@ def condition_from_text(text: str, table: Table = JOB) -> dict[str, Any]:
         raise InvalidSpec(f"A condition must look like NAME=VALUE, not {text!r}", hint="Such as: num_nodes__lte=4")
     found = _parse(table, name)
     is_json = found.column is not None and found.column.kind in ("json", "object")
-    value: Any = word
-    if is_json or word.startswith("[") or found.lookup == "isnull":
-        try:
-            value = json.loads(word)
-        except ValueError:
-            value = word
+    value = _json_or_text(word) if is_json or word.startswith("[") or found.lookup == "isnull" else word
     if found.lookup in ("in", "range", "has_keys", "has_any_keys") and isinstance(value, str):
         value = word.split(",") if word else []
         if is_json and found.lookup in ("in", "range"):
@@ -202,42 +197,21 @@ def _parse(table: Table, name: str) -> _Name:
     is_row = not rest or rest[0] in LOOKUPS
     if head in table.links and (not is_row or table is EVENT):
         return _Name(head, "", None, linked="__".join(["id", *rest] if is_row else rest))
-    if head == "pk" and table is not JOB:
-        head = "id"
+    head = "id" if head == "pk" and table is not JOB else head
     column = table.columns.get(head)
-    if table is EVENT and head == "data":
-        column = Column("event.data", "object")
-    if column is not None and column.kind in field_specs.JSON_KINDS:
-        return _below_json(name, head, column, rest)
     if column is None and head not in (*table.specials, "pk"):
         raise table.unknown(name)
-    return _Name(head, _lookup(name, rest), column)
-
-
-def _below_json(name: str, head: str, column: Column, rest: list[str]) -> _Name:
-    """Take apart the path below a JSON column and the lookup after it."""
-    if not rest or (rest == [rest[-1]] and rest[-1] in LOOKUPS):
-        return _Name(head, rest[0] if rest else "exact", column)
-    keys, lookup = (rest[:-1], rest[-1]) if rest[-1] in LOOKUPS and len(rest) > 1 else (rest, "exact")
-    if lookup == "exact" and rest[-1] != "exact":
-        meant = _misspelt(rest[-1])
-        if len(keys) > 1 and column.kind != "object":
-            raise _no_lookup(name, rest[-1])
-        if meant:
-            way_out = f"If it is a key, write {name}__exact."
-            raise UnknownField(f"{name}: there is no lookup {rest[-1]!r}. Did you mean {meant!r}?", hint=way_out)
-    elif len(keys) > 1 and column.kind != "object":
-        raise _no_lookup(name, "__".join([*keys[1:], lookup]))
-    found = shown_event_data(keys[0]) if head == "data" and column.sql == "event.data" else json_path(column, keys)
-    return _Name(head, lookup, found, tuple(keys))
-
-
-def _lookup(name: str, rest: list[str]) -> str:
+    lookup = rest.pop() if rest and rest[-1] in LOOKUPS else ""
     if not rest:
-        return "exact"
-    if len(rest) == 1 and rest[0] in LOOKUPS:
-        return rest[0]
-    raise _no_lookup(name, "__".join(rest))
+        return _Name(head, lookup or "exact", column)
+    is_json = column is not None and column.kind in field_specs.JSON_KINDS
+    if column is None or not is_json or (len(rest) > 1 and column.kind != "object"):
+        raise _no_lookup(name, "__".join(filter(None, (*rest[is_json:], lookup))))
+    if not lookup and (meant := _misspelt(rest[-1])):
+        way_out = f"If it is a key, write {name}__exact."
+        raise UnknownField(f"{name}: there is no lookup {rest[-1]!r}. Did you mean {meant!r}?", hint=way_out)
+    found = shown_event_data(rest[0]) if column.sql == EVENT.columns["data"].sql else json_path(column, rest)
+    return _Name(head, lookup or "exact", found, tuple(rest))
 
 
 def _no_lookup(name: str, word: str) -> UnknownField:
@@ -390,6 +364,8 @@ _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("job", "scheduler_id"): lambda value: _in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS),
     ("event", "data"): _of_event_data,
 }
+#: Columns of tags.
+_TAGS = ("tags", "filter_tags")
 #: SQLite starts from rows with these conditions, or from tags if none of them is given.
 _DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "child_id", "batch_job_id", "scheduler_id", "queued_launch_id")
 
@@ -525,10 +501,8 @@ class Conditions:
             self._add_linked(head, found.linked, value)
         elif _is_field(value):
             self._keep(head, _compare_fields(self.table, name, found, value))
-        elif head == "tags" and self.table is JOB and self._add_tags(name, found, value):
+        elif column is not None and head in _TAGS and self._add_tags(name, found, column, value):
             pass
-        elif column is not None and column.kind == "tags" and _are_pairs(name, found, value):
-            self._keep(head, compare(column, "contains", dict(tag_pairs(value))))
         elif (special := _special(self.table, found, value)) is not None:
             self._keep(head, special, is_driver=head in _DRIVERS)
         elif column is None:
@@ -557,37 +531,30 @@ class Conditions:
             driven = Term(term.sql.replace(column.sql, f"+{column.sql}"), term.parameters)
         self._leaves.append(_Leaf(head, term, driven, is_driver))
 
-    def _add_tags(self, name: str, found: _Name, value: Any) -> bool:
-        """Add a condition on tags that the index of tags answers; return whether it is one."""
-        is_whole = not found.keys
+    def _add_tags(self, name: str, found: _Name, column: Column, value: Any) -> bool:
+        """Add a condition that some tags are present, or one that the index of tags narrows; return whether it is one."""
+        lookup, keys, is_job = found.lookup, found.keys, self.table is JOB
         pairs: list[tuple[str, str]] | None = None
-        if _are_pairs(name, found, value):
+        is_exact = lookup == "exact" and not name.endswith("__exact")  # tags={…} holds for jobs that have others, too
+        if not keys and value is not None and (is_exact or (lookup == "contains" and isinstance(value, Mapping))):
             pairs = tag_pairs(value)
-        elif not is_whole and found.lookup == "exact" and isinstance(plain(value), (str, int, float)):
-            pairs = [(found.keys[0], text_of(plain(value)))]
-        if pairs is not None:
+        elif is_job and keys and lookup == "exact" and isinstance(plain(value), (str, int, float)):
+            pairs = [(keys[0], text_of(plain(value)))]
+        if pairs is not None and is_job:
             self.tags += [pair for pair in dict.fromkeys(pairs) if pair not in self.tags]
-            return True
-        if is_whole and found.lookup == "has_key":
-            self._keep("tags", Term(f"job.id IN ({_JOBS_WITH_KEY})", [text_of(plain(value))]))
-            return True
-        if is_whole or found.column is None or _holds_for_missing(found.lookup, value):
+        elif pairs is not None:
+            self._keep(found.head, compare(column, "contains", dict(pairs)))
+        elif is_job and not keys and lookup == "has_key":
+            self._keep("tags", _has_tag_key(value))
+        elif is_job and keys and lookup not in ("ne", "in") and value is not None and not (lookup == "isnull" and value):
+            self._keep("tags", joined(" AND ", [_has_tag_key(keys[0]), compare(column, lookup, value)]))
+        else:
             return False
-        narrowed = Term(f"job.id IN ({_JOBS_WITH_KEY})", [found.keys[0]])
-        self._keep("tags", joined(" AND ", [narrowed, compare(found.column, found.lookup, value)]))
         return True
 
 
-def _are_pairs(name: str, found: _Name, value: Any) -> bool:
-    """Return whether a condition on a whole column of tags requires only some pairs in it."""
-    if found.keys or value is None:
-        return False
-    is_mapping = found.lookup == "contains" and isinstance(value, Mapping)
-    return is_mapping or (found.lookup == "exact" and not name.endswith("__exact"))
-
-
-def _holds_for_missing(lookup: str, value: Any) -> bool:
-    return lookup in ("ne", "in") or value is None or (lookup == "isnull" and bool(value))
+def _has_tag_key(key: Any) -> Term:
+    return Term(f"job.id IN ({_JOBS_WITH_KEY})", [text_of(plain(key))])
 
 
 def _several(value: Any) -> list[Any]:
@@ -657,19 +624,9 @@ def as_json(where: Where, table: Table = JOB) -> dict[str, Any]:
     Raises:
         UnknownField, InvalidSpec, InvalidStateError: as `Conditions`, which this checks them by.
     """
-    found = _jsonable_conditions(where)
-    Conditions(found, table)
-    return found
-
-
-def _jsonable_conditions(where: Where) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found = {}
     for name, value in (where.where if isinstance(where, Q) else where).items():
-        if name == _NOT:
-            found[name] = _jsonable_conditions(value)
-        elif name in _COMBINATIONS:
-            found[name] = [_jsonable_conditions(one) for one in value]
-        else:
-            with _naming(name):
-                found[name] = jsonable(value)
+        with _naming(name):
+            found[name] = jsonable(value)
+    Conditions(found, table)
     return found

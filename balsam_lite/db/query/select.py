@@ -19,6 +19,7 @@ from typing import Any, Union
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec
 from ...core.parameters import launch_params_of
+from ..engine.schema import VISIBLE
 from . import queries
 from .fields import APP, BATCH_JOB, JOB, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
@@ -116,10 +117,11 @@ def sorting(table: Table, order: str) -> Term:
     Raises:
         UnknownField: there is no such field; the nearest one is named.
     """
-    column = column_of(table, order.removeprefix("-") or "id")
     direction = "DESC" if order.startswith("-") else "ASC"
-    is_number = column.sql == table.number
-    return Term(f"{column.sql} {direction}" + ("" if is_number else f", {table.number}"), column.parameters)
+    if order in ("", "id", "-id"):
+        return Term(f"{table.number} {direction}")
+    column = column_of(table, order.removeprefix("-"))
+    return Term(f"{column.sql} {direction}, {table.number}", column.parameters)
 
 
 def limits(start: int, stop: int | None) -> tuple[int, int]:
@@ -138,37 +140,40 @@ def _conditions(cx: sqlite3.Connection, where: Given, table: Table = JOB) -> Con
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def statement(columns: str, only: Conditions, order: str = "", start: int = 0, stop: int | None = None, after: int = 0) -> Term:
+def statement(
+    cx: sqlite3.Connection,
+    columns: str,
+    where: Given = EVERY,
+    order: str = "",
+    start: int = 0,
+    stop: int | None = None,
+    after: int = 0,
+) -> Term:
     """Return the query for jobs in order; with `after`, which requires the order of numbers, only jobs with greater numbers."""
     by, by_parameters = sorting(JOB, order)
-    is_by_number = by.startswith("job.id ")
-    if is_by_number and only.tags and not only.is_named:  # stops at the limit even where very many jobs have the tag
-        number = "given.job"
-        source, parameters = only.along_tag()
-    else:
-        # The index on states yields the jobs of one state in order, and would sort those of several for each page. After a full
-        # page the next one is not far, so that scanning the jobs finds it.
-        has_one_state = only.states is not None and len(only.states) == 1
-        condition, parameters = only.sql(is_ordered=bool(after) and not has_one_state)
+    is_by_number = order in ("", "id", "-id")
+    number = "job.id"
+    parameters: Sequence[Any] = ()
+    if not where:
         # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
-        source = f"job {'NOT INDEXED' if only.is_empty and is_by_number else ''} WHERE {condition}"
-        number = "+job.id" if only.is_named else "job.id"
+        source = f"job {'NOT INDEXED' * is_by_number} WHERE {VISIBLE}"
+    else:
+        only = _conditions(cx, where)
+        if is_by_number and only.tags and not only.is_named:  # stops at the limit even where very many jobs have the tag
+            number = "given.job"
+            source, parameters = only.along_tag()
+        else:
+            # The index on states yields the jobs of one state in order, and would sort those of several for each page. After a
+            # full page the next one is not far, so that scanning the jobs finds it.
+            has_one_state = only.states is not None and len(only.states) == 1
+            condition, parameters = only.sql(is_ordered=bool(after) and not has_one_state)
+            source = f"job WHERE {condition}"
+            number = "+job.id" if only.is_named else "job.id"
     if after:
         source, parameters = f"{source} AND {number} > ?", [*parameters, after]
     ordered = by.replace("job.id", "given.job") if number == "given.job" else by
     sql = f"SELECT {columns} FROM {source} ORDER BY {ordered} LIMIT ? OFFSET ?"
     return Term(sql, [*parameters, *by_parameters, *limits(start, stop)])
-
-
-def iterate_job_rows(
-    cx: sqlite3.Connection,
-    where: Given = EVERY,
-    columns: Sequence[str] = queries.JOB_COLUMNS,
-    order: str = "",
-    limit: int | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield these columns (or other expressions of SQL) of the jobs that match, in their stored form."""
-    yield from execute(cx, *statement(", ".join(columns), _conditions(cx, where), order, 0, limit))
 
 
 def job_rows(
@@ -179,12 +184,12 @@ def job_rows(
     limit: int | None = None,
 ) -> list[tuple[Any, ...]]:
     """Return these columns (or other expressions of SQL) of the jobs that match, in their stored form."""
-    return list(iterate_job_rows(cx, where, columns, order, limit))
+    return execute(cx, *statement(cx, ", ".join(columns), where, order, 0, limit)).fetchall()
 
 
 def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
     """Return the jobs that match, from place `start` to before `stop` in an order such as "-state"; "" is by number."""
-    numbers, parameters = statement("job.id", _conditions(cx, where), order, start, stop)
+    numbers, parameters = statement(cx, "job.id", where, order, start, stop)
     by, by_parameters = sorting(JOB, order)
     # First the numbers, then the rows of those: sorting whole rows would read and keep all that match.
     sql = f"SELECT {columns_sql(JOB_COLUMNS)} FROM ({numbers}) AS chosen CROSS JOIN job ON job.id = chosen.id ORDER BY {by}"
@@ -197,13 +202,12 @@ def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after
         if name not in LISTED:
             raise JOB.unknown(name)
     columns = {name: LISTED[name] for name in fields} or LISTED
-    sql, parameters = statement(columns_sql(columns), _conditions(cx, where), order, 0, size, after)
-    return list(read_rows(execute(cx, sql, parameters), columns))
+    return list(read_rows(execute(cx, *statement(cx, columns_sql(columns), where, order, 0, size, after)), columns))
 
 
 def job_ids(cx: sqlite3.Connection, where: Given = EVERY, most: int | None = None, order: str = "") -> list[int]:
     """Return the numbers of the matching jobs, in order; with `most` at most that many."""
-    return [row[0] for row in execute(cx, *statement("job.id", _conditions(cx, where), order, 0, most))]
+    return [row[0] for row in execute(cx, *statement(cx, "job.id", where, order, 0, most))]
 
 
 def count_jobs(cx: sqlite3.Connection, where: Given = EVERY) -> int:
@@ -211,8 +215,13 @@ def count_jobs(cx: sqlite3.Connection, where: Given = EVERY) -> int:
     only = _conditions(cx, where)
     if only.is_of_states:
         return sum(count_states(cx, only).values())
+    return count_rows(cx, only)
+
+
+def count_rows(cx: sqlite3.Connection, only: Conditions) -> int:
+    """Return the number of rows of any table that match."""
     condition, parameters = only.sql()
-    return int(execute(cx, f"SELECT count(*) FROM job WHERE {condition}", parameters).fetchone()[0])
+    return int(execute(cx, f"SELECT count(*) FROM {only.table.name} WHERE {condition}", parameters).fetchone()[0])
 
 
 def count_states(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, int]:
@@ -283,8 +292,7 @@ def apps(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 
 def count_apps(cx: sqlite3.Connection, where: Given = EVERY) -> int:
     """Return the number of matching applications."""
-    condition, parameters = _conditions(cx, where, APP).sql()
-    return int(execute(cx, f"SELECT count(*) FROM app WHERE {condition}", parameters).fetchone()[0])
+    return count_rows(cx, _conditions(cx, where, APP))
 
 
 # --- batch jobs -------------------------------------------------------------------------------------------------------

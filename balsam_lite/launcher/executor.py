@@ -185,7 +185,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         plain = [None if place in parents else one for place, one in enumerate(args)]
         pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
         paths = {place: one.path for place, one in parents.items()}
-        file = self._write(run_call.CallPayload(_search_path(), _main_of(pickled), pickled, paths))
+        file = self._write(run_call.CallPayload(list(map(os.path.abspath, sys.path)), _main_of(pickled), pickled, paths))
         return _Task(_name_of(fn), shlex.quote(file), numbers, file)
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
@@ -430,10 +430,6 @@ def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
                 hint="Define it at the top level of a module; lambdas and functions inside of functions have no such name.",
             ) from exc
         raise InputError(f"An argument of {_name_of(fn)} cannot be serialised: {exc}") from exc
-
-
-def _search_path() -> list[str]:
-    return [os.path.abspath(entry) for entry in sys.path]
 
 
 def _main_of(pickled: bytes) -> tuple[str, str] | None:

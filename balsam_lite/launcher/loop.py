@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -173,7 +173,7 @@ class Launcher:
                 self._reap_sometimes(started)
                 news = self._news or self._start_in() <= 0
                 work = TickWork(self._exits[:MAX_AT_ONCE], self._step_ends, news)
-                given = self._transaction(work, room)
+                to_run, steps, held = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
             self._database_failed(exc, started)
@@ -182,34 +182,37 @@ class Launcher:
             room.undo()
             raise
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
-        self._keep_claims((run.job for run in work.exits), given.to_run)
-        if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
+        for run in work.exits:
+            self._claims.pop(run.job, None)
+        self._claims.update((claim.job, claim) for claim in to_run)
+        if work.exits or work.step_ends or to_run or steps or len(self._steps):
             self._idle_since, self.awaited = None, ""
         elif starts:
             self._be_idle(started)
         if starts:
-            self.pause.try_again(started, len(given.to_run) + len(given.steps), self._good_starts)
+            self.pause.try_again(started, len(to_run) + len(steps), self._good_starts)
         self._database_works(started)
         self._has_freed = False
         self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
-        happened = bool(work.exits or work.step_ends or given.to_run or given.steps)
-        self._quiet.note(self._last_tick, happened or (given.held is not None and given.held != self._claims.keys()))
+        happened = bool(work.exits or work.step_ends or to_run or steps)
+        self._quiet.note(self._last_tick, happened or (held is not None and held != self._claims.keys()))
         failpoint("after-claim")
-        if given.held is not None:
-            self._stop_killed(given.held)
-        for claim in given.steps:
+        if held is not None:
+            self._stop_killed(held)
+        for claim in steps:
             self._steps.start(claim)
         if not self._runner.queued:
             self._queue_moved_at = self._last_tick
-        for claim in given.to_run:
+        for claim in to_run:
             if isinstance(claim.place, Placement):
                 self._runner.start(claim, claim.place)
             else:
                 self._runner.queue(claim)
 
-    def _transaction(self, work: TickWork, room: TickCapacity) -> TickResult:
+    def _transaction(self, work: TickWork, room: TickCapacity) -> tuple[list[Claim], list[Claim], set[int] | None]:
+        """Return jobs to run, jobs that need a step, and the jobs that are still this launcher's; None: it was not asked."""
         now_us = self._clock.now_us()
         with self._db.write() as cx:
             before = queries.end_counts(cx)
@@ -241,7 +244,7 @@ class Launcher:
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
-        return TickResult(to_run, [*reported.to_settle, *steps], held)
+        return to_run, [*reported.to_settle, *steps], held
 
     def _beat(self, cx: Connection, now_us: int) -> float:
         """Write a heartbeat if it is due. Return the time of the last one, on the monotonic clock."""
@@ -257,7 +260,7 @@ class Launcher:
         if shape.num_nodes > 1 or self._pool.is_reserving or self.pause.reason:
             return 0
         waiting = self._runner.queued[shape]
-        return self._rate.expected(self._tick_period(), shape) - waiting
+        return self._rate.expected(max(_RECORD_PERIOD_S, 2 * self._spacing()), shape) - waiting
 
     def _take(
         self, cx: Connection, work: TickWork, room: TickCapacity, now_us: int, is_empty: bool
@@ -355,11 +358,6 @@ class Launcher:
             self._steps_done += 1
             if end.failure and not end.interrupted:
                 log.info("Job %s: %s step failed: %s", end.claim.label, end.claim.state, end.failure.partition("\n")[0])
-
-    def _keep_claims(self, over: Iterable[int], new: Iterable[Claim]) -> None:
-        for number in over:
-            self._claims.pop(number, None)
-        self._claims.update((claim.job, claim) for claim in new)
 
     def _label(self, number: int) -> str:
         """Return the name of a claimed job for the log; `#37` if its end was recorded already."""
@@ -488,9 +486,6 @@ class Launcher:
         There the cheapest of the last ticks counts, as the others include waiting for sessions of other processes.
         """
         return self._tick_costs[-1] if self._db.access == "local" else shared * min(self._tick_costs)
-
-    def _tick_period(self) -> float:
-        return max(_RECORD_PERIOD_S, 2 * self._spacing())
 
     def filter(self) -> Filter:
         """Return the filter for jobs to claim now."""
@@ -734,11 +729,3 @@ class TickWork(NamedTuple):
     exits: list[RunResult]
     step_ends: list[StepEnd]
     news: bool  # another process wrote, or a job that was held back is due
-
-
-class TickResult(NamedTuple):
-    """The result of one tick."""
-
-    to_run: list[Claim]
-    steps: list[Claim]
-    held: set[int] | None  # the jobs that are still this launcher's; None: it was not asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 
 from ...core.errors import SpawnFailed
@@ -24,6 +23,8 @@ def find_program(name: str, search: bytes | None, directory: str) -> str:
     path = os.defpath.encode() if search is None else search
     found = _found_programs.get((name, path))
     if found is None or not os.access(found, os.X_OK):
+        import shutil  # spawn helpers import this module
+
         found = shutil.which(name, path=os.fsdecode(path))
         if found is None:
             raise SpawnFailed(f"{name}: command not found (PATH is {os.fsdecode(path)})")

@@ -25,6 +25,7 @@ from ..staging import links
 from ..staging.links import Parent
 from . import hardware
 from .mpi_use import NO_MPI, MpiUse
+from .spawn_helper import UNSET
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Maximum number of bytes of the variables about parents that always fit into the environment.
@@ -33,8 +34,6 @@ _FEW_PARENTS_BYTES = 4096
 _SPARE_BYTES = 8192
 #: The shell that runs a command text.
 BASH = ("bash", "-c")
-#: Marks a variable that the launcher has but the job must not have. No real value contains a NUL.
-UNSET = b"\0"
 #: Variables of the context that a job cannot change.
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
@@ -44,7 +43,6 @@ class Context(NamedTuple):
 
     data_directory: str
     environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
-    variables: list[bytes]  # the same as NAME=value
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
     mpi: MpiUse
     node_mark: bytes = b""  # with what it ends
@@ -74,9 +72,8 @@ def make_context(
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
     common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
-    variables = [b"%b=%b" % variable for variable in common.items()]
     data = os.path.join(db_directory, directories.DATA)
-    return Context(data, common, variables, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
+    return Context(data, common, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
 
 
 class Invocation(NamedTuple):
@@ -111,6 +108,7 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
         SpawnFailed: see `argv`.
     """
     directory = workdir(claim, context)
+    result_name = "" if claim.command_template else payload.result_name(claim.executable, claim.job_id)
     return Invocation(
         claim.job_id,
         argv(claim, place, context),
@@ -119,7 +117,7 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
         field_specs.output_name(claim.name),
         job_files.is_generated(claim.workdir, claim.job_id),
         _payload_path(claim, directory),
-        _result_path(claim, directory),
+        result_name and f"{directory}/{result_name}",
         mark(claim, context),
     )
 
@@ -221,11 +219,6 @@ def _payload_path(claim: Claim, directory: str) -> str:
     return f"{directory}/{payload.file_name(claim.job_id)}"
 
 
-def _result_path(claim: Claim, directory: str) -> str:
-    name = "" if claim.command_template else payload.result_name(claim.executable, claim.job_id)
-    return name and f"{directory}/{name}"
-
-
 def _make_payload(claim: Claim, made: Invocation) -> payload.TaskPayload:
     shape = claim.shape
     job = {
@@ -317,7 +310,7 @@ def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> d
     """Return the variables that name a job's parents; `give_parents` writes the files that they refer to."""
     room = None
     if len(claim.parents) > _FEW_PARENTS_BYTES:
-        taken = sum(map(job_files.size_of, as_variables(own, context)))
+        taken = sum(job_files.size_of(b"%b=%b" % variable) for variable in {**context.environ, **own}.items())
         words = sum(len(text or "") for text in (claim.executable, claim.args, claim.command_template, claim.parameters))
         room = job_files.total_bytes() - taken - 2 * words - _SPARE_BYTES
     found = job_files.variables(_known_of_parents(claim), workdir(claim, context), claim.job_id, room)
@@ -344,13 +337,6 @@ def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
         job_files.write_files(_known_of_parents(claim), found)
     except OSError as exc:
         raise SpawnFailed(f"The files about the job's parents cannot be written: {exc}") from exc
-
-
-def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
-    """Return the whole environment as the operating system takes it: NAME=value."""
-    if own.keys() & context.environ.keys():
-        return [b"%b=%b" % variable for variable in {**context.environ, **own}.items() if variable[1] != UNSET]
-    return [*context.variables, *[b"%b=%b" % variable for variable in own.items() if variable[1] != UNSET]]
 
 
 def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:

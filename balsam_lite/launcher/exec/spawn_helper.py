@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
 from .adopted import Adopted
+from .children import make_directory
 from .run_file import RunFile, Writer
 
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
@@ -149,17 +150,13 @@ class Helper:
 
     def _sleep(self) -> bool:
         """Sleep until an event happens or something is due; return whether a message has arrived."""
-        timeout_s = None
-        if self._answers and self._queued:
-            timeout_s = max(0.0, self._flush_at - time.monotonic())
-        if self._silence_s and self._runs:
-            left_s = max(0.0, self._beat_at + self._silence_s - _boot_time())
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        due_s = [self._flush_at - time.monotonic()] if self._answers and self._queued else []
         if self._runs:
-            left_s = max(0.0, self._look_at - time.monotonic())
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+            due_s.append(self._look_at - time.monotonic())
+            if self._silence_s:
+                due_s.append(self._beat_at + self._silence_s - _boot_time())
         has_message = False
-        for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
+        for fd, _ in self._poll.poll(max(0.0, min(due_s)) * 1000 + 1 if due_s else None):
             if fd != self._wake:
                 has_message = True
                 continue
@@ -399,7 +396,7 @@ class Helper:
 def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
     """Start a program; return its pid. Raise StartFailed if that is impossible."""
     try:
-        is_new = bool(request.root) and _make_directory(request.directory, request.root)
+        is_new = bool(request.root) and make_directory(request.directory, request.root)
         if request.prepare:
             import pickle
 
@@ -421,18 +418,6 @@ def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
         while error is not None and not isinstance(error, OSError):
             error = error.__cause__
         raise StartFailed(getattr(exc, "message", "") or str(exc) or type(exc).__name__, error) from exc
-
-
-def _make_directory(directory: str, root: str) -> bool:
-    try:
-        os.mkdir(directory)
-        return True
-    except FileExistsError:
-        return False
-    except OSError:
-        from .children import make_directory
-
-        return make_directory(directory, root)
 
 
 def _renewed(request: Request) -> Request:

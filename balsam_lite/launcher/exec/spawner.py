@@ -23,7 +23,7 @@ from ...core import subprocess_run
 from ...core.errors import SpawnFailed
 from ...core.process_table import Process, is_younger, start_of, state_of
 from ...core.subprocess_run import module_words, python_path
-from . import spawn_helper
+from . import hardware, spawn_helper
 from .adopted import Adopted
 from .run_file import RunFile, RunFiles, Writer
 from .spawn_helper import Request, become_subreaper, framed, unframed
@@ -189,7 +189,7 @@ class Spawner:
     ) -> None:
         self._environ, self._grace_s, self._run_files = environ, grace_s, run_files
         self._number_of_helpers = 0  # that were ever started
-        self._most = min(MAX_HELPERS, max(2, _cpus() // 8))
+        self._most = min(MAX_HELPERS, max(2, hardware.cpus() // 8))
         self._words = module_words("balsam_lite.launcher.exec.spawn_helper", str(silence_s), str(grace_s))
         self._lock = threading.RLock()
         self._channels: list[HelperChannel] = []
@@ -431,10 +431,6 @@ def _failure(words: str, code: int | None, path: str | bytes | None) -> SpawnFai
     if code is not None:
         failure.__cause__ = OSError(code, os.strerror(code), path)
     return failure
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- sleeping ---------------------------------------------------------------------------------------------------------

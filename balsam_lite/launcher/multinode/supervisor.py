@@ -7,14 +7,17 @@ MPICH 5 leaves that to the ranks (tried). No process of the program is left on t
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import logging
 import os
+import pickle
 import select
 import signal
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,24 +83,14 @@ class RankPlan(NamedTuple):
     lost_lease: int | None = None  # of the launcher before this one, which ended because of a lost node
 
     def as_text(self) -> str:
-        """Return the plan as text; see `from_text`."""
-        options = self.options._replace(tags=tuple(self.options.tags))
-        batch = self.batch and self.batch._asdict()
-        return json.dumps({**self._asdict(), "options": options._asdict(), "batch": batch})
+        """Return the plan as one word, short also for thousands of nodes; see `from_text`."""
+        return base64.b64encode(zlib.compress(pickle.dumps(self))).decode()
 
-    @classmethod
-    def from_text(cls, text: str) -> RankPlan:
+    @staticmethod
+    def from_text(text: str) -> RankPlan:
         """Return the plan that `as_text` wrote."""
-        found = json.loads(text)
-        options = LauncherOptions(**found["options"])
-        options = options._replace(tags=tuple((name, value) for name, value in options.tags))
-        batch = found["batch"] and Allocation(**found["batch"])
-        if batch:
-            gpus = batch.node_gpus
-            if gpus is not None:
-                gpus = NodeGpus({name: tuple(own) for name, own in gpus[0].items()}, gpus[1])
-            batch = batch._replace(node_names=tuple(batch.node_names), node_cpus=tuple(batch.node_cpus), node_gpus=gpus)
-        return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch, found["lost_lease"])
+        found: RankPlan = pickle.loads(zlib.decompress(base64.b64decode(text)))
+        return found
 
 
 def report(**news: object) -> None:

@@ -31,8 +31,7 @@ from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
 from .exec import hardware, invocation
 from .exec.invocation import Context
-from .exec.leftovers import end_own_runs, forget
-from .exec.run_file import RunFiles
+from .exec.run_file import RunFiles, end_own_runs, forget
 from .exec.spawner import Alarm, Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
@@ -247,7 +246,7 @@ class _Setup:
             if not is_over:
                 self._nodes.abandon()
                 spawner.abandon()
-                end_own_runs(context, self._settings.KILL_GRACE_S)
+                end_own_runs(context.db_directory, context.mark, self._settings.KILL_GRACE_S)
         return is_over
 
     def _close(self, launcher: Launcher, context: Context) -> int:
@@ -265,7 +264,7 @@ class _Setup:
             log.error(
                 "Lease %d stays open, which the next launcher finds; it has no jobs any more. %s", self._lease, exc.message
             )
-        forget(context)
+        forget(context.db_directory, context.mark)
         _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
         return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
 

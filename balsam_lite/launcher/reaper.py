@@ -17,7 +17,7 @@ from ..db.store.exit_rules import JobFacts
 from ..db.store.leases import Lease
 from .exec import run_file
 from .exec.invocation import lease_mark
-from .exec.leftovers import end_runs, runs_of
+from .exec.run_file import end_runs, runs_of
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ..core.clock import SECOND_US, Clock
 from ..core.errors import LaunchError, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all, signal_process
 from ..db.store.claims import Claim, RunResult, Shape, unstarted
-from .exec import children, hardware, invocation, leftovers, mpi_use
+from .exec import children, hardware, invocation, mpi_use, run_file
 from .exec.hardware import CpuSet
 from .exec.invocation import Invocation
 from .exec.spawn_helper import BY_ITSELF, Request
@@ -554,7 +554,7 @@ class LocalRunner(Runner):
 
     def _leaders(self, run: LiveRun) -> list[tuple[int, str]]:
         """Return pid and start of a run's session leader, which may have ended; from the run file if unknown otherwise."""
-        return [(run.pid, run.start)] if run.pid else leftovers.leaders_of(self._context.db_directory, [run.made.mark])
+        return [(run.pid, run.start)] if run.pid else run_file.leaders_of(self._context.db_directory, [run.made.mark])
 
     def _kill(self, runs: Iterable[LiveRun]) -> None:
         for run in runs:

@@ -24,7 +24,7 @@ from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..pyapps import payload
 from .exec import children, invocation
-from .exec.leftovers import end_runs
+from .exec.run_file import end_runs
 from .exec.spawn_helper import ABANDONED, Request
 from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine

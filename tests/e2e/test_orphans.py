@@ -20,7 +20,7 @@ from balsam_lite.db.engine.binding import id_of
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
 from balsam_lite.launcher import logs, main
-from balsam_lite.launcher.exec import leftovers
+from balsam_lite.launcher.exec import run_file
 from balsam_lite.launcher.exec.invocation import lease_mark
 from balsam_lite.launcher.exec.mpi_use import NO_MPI
 from balsam_lite.launcher.placement import Node
@@ -91,11 +91,11 @@ def test_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alone(
     try:
         wait_until(lambda: belonging(prefix=os.fsencode(mark)).members)
         with monkeypatch.context() as patch, caplog.at_level("WARNING", "balsam_lite.launcher"):
-            patch.setattr(leftovers, "signal_all", lambda *_: None)  # as if it waited for a file system
-            patch.setattr(leftovers, "_UNKILLABLE_S", 0.2)
+            patch.setattr(run_file, "signal_all", lambda *_: None)  # as if it waited for a file system
+            patch.setattr(run_file, "_UNKILLABLE_S", 0.2)
             assert reap() == [held]
             assert f"process(es) {orphan.pid}" in caplog.text
-            patch.setattr(leftovers, "_UNKILLABLE_S", 60)
+            patch.setattr(run_file, "_UNKILLABLE_S", 60)
             began = time.monotonic()
             assert reap() == [held]
             assert time.monotonic() - began < 10  # it is not waited for again

@@ -24,8 +24,7 @@ from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
 from balsam_lite.launcher.exec import leftovers, spawn_helper
 from balsam_lite.launcher.exec.invocation import lease_mark
-from balsam_lite.launcher.exec.leftovers import Orphans, end_runs, runs_of
-from balsam_lite.launcher.exec.run_file import RunFiles, Writer
+from balsam_lite.launcher.exec.run_file import Orphans, RunFiles, Writer, end_runs, runs_of
 from balsam_lite.launcher.reaper import Reaper
 
 ID, LEASE = f"{os.getpid():016x}", 3  # tests that run side by side leave each other alone
@@ -137,7 +136,7 @@ def test_an_ordinary_user_ends_a_program_that_only_root_can_look_into(tmp_path: 
             "import os\n"
             "from balsam_lite.launcher.exec.run_file import RunFiles, Writer\n"
             "from balsam_lite.core.process_table import start_of\n"
-            "from balsam_lite.launcher.exec.leftovers import Orphans, end_runs, runs_of\n"
+            "from balsam_lite.launcher.exec.run_file import Orphans, end_runs, runs_of\n"
             "from balsam_lite.core.process_table import _environ_of\n"
             f"pid = os.posix_spawn({str(code)!r}, ['licensed', '4444'], {{'BALSAM_RUN': '{MARK.decode()}1:1'}}, setsid=True)\n"
             f"writer = Writer(RunFiles.of({str(top)!r}, {MARK!r}).file(0))\n"

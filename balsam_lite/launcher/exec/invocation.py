@@ -25,6 +25,7 @@ from ..staging import links
 from ..staging.links import Parent
 from . import hardware
 from .mpi_use import NO_MPI, MpiUse
+from .run_file import node_mark
 from .spawn_helper import UNSET
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
@@ -347,11 +348,6 @@ def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
 def mark(claim: Claim, context: Context) -> bytes:
     """Return the run mark: the value of BALSAM_RUN, by which all processes of the run are found, in any session."""
     return b"%b%d:%d%b" % (context.mark, claim.job, claim.attempt, context.node_mark)
-
-
-def node_mark(rank: int) -> bytes:
-    """Return the end of the run marks of all runs that this rank has started; "" for rank 0, the launcher."""
-    return b"@%d" % rank if rank else b""
 
 
 def lease_mark(db_id: str, lease: int) -> bytes:

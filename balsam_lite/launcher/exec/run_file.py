@@ -1,4 +1,4 @@
-"""Record which processes a launcher starts, so that the next one finds them even if they change their environment.
+"""Record which processes a launcher starts, so that the next one finds and ends them even if they change their environment.
 
 Each spawn helper has a file `runs/LEASE-RANK-NUMBER` below the DB's directory: a header in JSON, then a line for the helper
 itself and for each session leader that it has started, appended by single writes, and a line for each whose processes are gone.
@@ -8,12 +8,13 @@ Readers ignore incomplete lines. Spawn helpers import this module, so it imports
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ...core.process_table import Holder, boot_id
+from ...core.process_table import Belonging, Holder, Process, belonging, boot_id, living, signal_all
 
 #: A file that is larger, in bytes, is rewritten without the programs that have ended.
 _MAX_BYTES = 1 << 20
@@ -163,23 +164,8 @@ def remove(directory: str, lease: int, rank: int | None = None, host: str = "") 
     """
     for path in _paths(directory, lease, rank, suffixes=("", _NEW)):
         with suppress(OSError):
-            if not host or _is_of_host(path, host):
+            if not host or _parts(path, records=False)[0].get("host", host) == host:  # or it is damaged, or no run file
                 os.unlink(path)
-
-
-def _is_of_host(path: str, host: str) -> bool:
-    import json
-
-    with open(path, "rb", opener=_open_file) as file:
-        head = file.readline(4096)
-    try:
-        return bool(json.loads(head)["host"] == host)
-    except (ValueError, KeyError, TypeError):  # it is damaged, or no run file
-        return True
-
-
-def _open_file(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _paths(
@@ -198,21 +184,27 @@ def _paths(
             yield os.path.join(directory, name)
 
 
+def _parts(path: str, records: bool = True) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the header of a file, {} if it has none, and its lines. Raises OSError."""
+    import json
+
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
+    try:
+        found = json.loads(head)
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}, text.split(b"\n")[:-1]
+
+
 def _contents(path: str, records: bool = True, anywhere: bool = False) -> tuple[tuple[str, int] | None, list[bytes]]:
     """Return DB id and lease of a file whose pids are valid on this host (or `anywhere`), else None; and its lines."""
     try:
-        with open(path, "rb", opener=_open_file) as file:
-            head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
-    except OSError:
-        return None, []
-    import json
-
-    try:
-        found = json.loads(head)
+        found, lines = _parts(path, records)
         holder = Holder(found["host"], found["pid_namespace"], found["pid"], found["started"])
         is_valid = anywhere or (found["boot"] == boot_id() and holder.is_here())
-        return ((str(found["db"]), int(found["lease"])) if is_valid else None), text.split(b"\n")[:-1]
-    except (ValueError, KeyError, TypeError):
+        return ((str(found["db"]), int(found["lease"])) if is_valid else None), lines
+    except (OSError, ValueError, KeyError, TypeError):
         return None, []
 
 
@@ -228,3 +220,117 @@ def _records(lines: list[bytes]) -> list[RunEntry]:
                 if 1 < pid < 1 << 31:
                     living[pid] = RunEntry(job, attempt, pid, words[1].decode())
     return list(living.values())
+
+
+# --- processes of attempts on this host, by session leaders, sessions, run marks and descent --------------------------
+
+#: A process that has not ended this many seconds after SIGKILL waits for a file system, or now belongs to another user.
+_UNKILLABLE_S = 30.0
+#: Seconds for which a process with an unreadable environment may belong to a run. During execve(2) that lasts milliseconds.
+_MAX_UNKNOWN_S = 10.0
+_PERIOD_S = 0.01
+
+
+def node_mark(rank: int) -> bytes:
+    """Return the end of the run marks of all runs that this rank has started; "" for rank 0, the launcher."""
+    return b"@%d" % rank if rank else b""
+
+
+class Orphans(NamedTuple):
+    """The result of `end_runs`."""
+
+    number: int
+    left: tuple[int, ...] = ()  # the pids of those that cannot be killed
+
+
+def runs_of(
+    db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None
+) -> Belonging:
+    """Return the processes on this host of the attempts that were started under leases, and of single attempts.
+
+    Args:
+        leases: in the form of `invocation.lease_mark`.
+        runs: in the form of `invocation.mark`.
+        rank: only those of the leases' runs that this rank has started; None: all.
+    """
+    leaders = leaders_of(db_directory, [*leases, *runs], rank)
+    return belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
+
+
+def leaders_of(db_directory: str, marks: Iterable[bytes], rank: int | None = None) -> list[tuple[int, str]]:
+    """Return pid and start of each session leader that was recorded here under those leases or for those runs.
+
+    For leases these include the spawn helpers, which may still be alive: everything that they have started is below them.
+    """
+    from ...db.engine.directories import RUNS
+
+    found: set[tuple[int, str]] = set()
+    cache: dict[tuple[str, int], list[RunEntry]] = {}
+    for mark in marks:
+        db_id, lease, *run = os.fsdecode(mark).partition("@")[0].rstrip(":").split(":")
+        if not lease.isdecimal() or not all(map(str.isdecimal, run)):
+            continue
+        key = (db_id, int(lease))
+        if key not in cache:
+            cache[key] = read(os.path.join(db_directory, RUNS), *key, rank)
+        wanted = tuple(map(int, run))
+        found.update((one.pid, one.started) for one in cache[key] if not wanted or wanted == (one.job, one.attempt))
+    return sorted(found)
+
+
+def end_runs(
+    db_directory: str,
+    grace_s: float,
+    leases: Collection[bytes] = (),
+    runs: Collection[bytes] = (),
+    rank: int | None = None,
+) -> Orphans:
+    """End the processes that `runs_of` finds: TERM, grace, KILL. Wait for their end for a limited time.
+
+    For launchers that are provably dead, for one that gives up, and for single attempts whose end no spawn helper reports.
+    """
+    if not leases and not runs:
+        return Orphans(0)
+    known_at = time.monotonic() + _MAX_UNKNOWN_S
+    kill_at = float("inf")  # until something has been told to end
+    found: set[Process] = set()
+    number = signal.SIGTERM
+    leaders = leaders_of(db_directory, [*leases, *runs], rank)
+    while True:
+        members, unknown = belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
+        members = list({*members, *living(found)})  # one may have left its session since
+        now = time.monotonic()
+        if not members and (not unknown or now > known_at):
+            known, leaders = leaders, leaders_of(db_directory, [*leases, *runs], rank)
+            if leaders == known:
+                return Orphans(len(found))
+        if members and (number == signal.SIGKILL or not found.issuperset(members)):
+            signal_all(members, number)
+            kill_at = min(kill_at, now + grace_s)
+        found.update(members)
+        if members and now > kill_at + _UNKILLABLE_S:
+            return _report_stubborn(len(found), members)
+        if now > kill_at:
+            number = signal.SIGKILL
+        time.sleep(_PERIOD_S)
+
+
+def end_own_runs(db_directory: str, lease_mark: bytes, grace_s: float, rank: int | None = None) -> None:
+    """End the processes of a launcher that gives up on this host. Remove its run files if no process is left then."""
+    if not end_runs(db_directory, grace_s, [lease_mark], rank=rank).left:
+        forget(db_directory, lease_mark, rank)
+
+
+def forget(db_directory: str, lease_mark: bytes, rank: int | None = None) -> None:
+    """Remove the run files of a launcher, or of one of its ranks, that has no running process any more."""
+    files = RunFiles.of(db_directory, lease_mark)
+    remove(files.directory, files.lease, rank)
+
+
+def _report_stubborn(number: int, members: Sequence[Process]) -> Orphans:
+    import logging  # not needed in spawn helpers
+
+    pids = tuple(member.pid for member in members)
+    log = logging.getLogger(__name__)
+    log.warning("Killed, but not gone after %g s: process(es) %s", _UNKILLABLE_S, ", ".join(map(str, pids)))
+    return Orphans(number, pids)

@@ -23,7 +23,7 @@ from ...db.store.claims import Claim
 from .. import main, resources
 from ..exec import hardware
 from ..exec.invocation import Context
-from ..exec.leftovers import end_runs
+from ..exec.run_file import end_runs
 from ..exec.spawner import Alarm
 from ..placement import Node, NodePool
 from ..resources import LauncherOptions, Resources

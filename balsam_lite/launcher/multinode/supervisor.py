@@ -35,7 +35,7 @@ from ...schedulers.environ import Allocation, NodeGpus
 from .. import logs, mpirun, resources
 from ..exec.children import reason
 from ..exec.invocation import ensemble_mark
-from ..exec.leftovers import end_runs
+from ..exec.run_file import end_runs
 from ..exec.spawner import Alarm, Companion, Piped
 from ..resources import LauncherOptions, Resources
 from .mpi_transport import INSTALL

@@ -12,8 +12,7 @@ from ...core.clock import Clock
 from ...db.store.claims import Claim, RunResult, unstarted
 from .. import mpirun
 from ..exec import hardware, invocation
-from ..exec.leftovers import end_own_runs, end_runs, forget
-from ..exec.run_file import RunFiles
+from ..exec.run_file import RunFiles, end_own_runs, end_runs, forget
 from ..exec.spawner import Alarm, Spawner
 from ..placement import Placement
 from ..runner import STOP_PERIOD_S, LocalRunner, Runner
@@ -57,7 +56,7 @@ class LocalExecutor:
         run_files = RunFiles.of(orders.db_directory, orders.run_mark, self._rank)
         self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s, run_files)
         self._alarm.attach(self._spawner)
-        self._orders, self._context = orders, context
+        self._orders = orders
         return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, hardware.cpu_numbers())
 
     def beat(self) -> None:
@@ -69,13 +68,13 @@ class LocalExecutor:
         """End all runs, and start nothing more."""
         if self._orders is not None:
             self._spawner.abandon()
-            end_own_runs(self._context, self._orders.grace_s, self._rank)
+            end_own_runs(self._orders.db_directory, self._orders.run_mark, self._orders.grace_s, self._rank)
 
     def close(self) -> None:
         """End the spawn helpers and their remaining programs."""
         if self._orders is not None:
             self._spawner.abandon()
-            forget(self._context, self._rank)
+            forget(self._orders.db_directory, self._orders.run_mark, self._rank)
 
 
 class ConnectionLost(Exception):

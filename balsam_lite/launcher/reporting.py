@@ -65,7 +65,8 @@ class Obstacles:
                 reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
                 passing = (_NO_PLACE, _LARGE_WRITE, self._pause.reason, self.apart)
                 self.by_shape += [(shape, reason)] * (reason not in passing)
-                reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
+                words = " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
+                reasons.append(f"{jobs} waiting job(s) like {words}: {reason}")
                 self.left[reason] += jobs
             suspects = Counter(
                 self._why_not(Shape._make(one.entry.shape), one.entry.minutes, only) for one in claims.suspects_of(cx, only)
@@ -111,10 +112,6 @@ class Obstacles:
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
         return self._pause.reason or self.apart or _NO_PLACE
-
-
-def _described(shape: Shape) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
 
 
 # --- counts ------------------------------------------------------------------------------------------------------------

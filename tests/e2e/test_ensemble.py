@@ -291,7 +291,7 @@ class FakeHands:
         self.abandoned += 1
 
 
-ORDERS = messages.Begin("/db", b"id:1:", 1, 3, "serial", {b"A": b"1"}, 16, 0.7, ())
+ORDERS = messages.Begin("/db", b"id:1:", 3, "serial", {b"A": b"1"}, 16, 0.7, ())
 
 
 class Stage:

@@ -154,8 +154,11 @@ def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
         words = _of_template(claim, prefix)
     else:
         words = [*prefix, *_of_executable(claim)]
-    if claim.definition != "{}":
-        words = _of_class(claim, words, context)
+    ref = _class_of(claim)
+    if ref is not None:
+        path = _payload_path(claim, workdir(claim, context))
+        words = words if claim.command_template else [*words, path]
+        words = payload.program_words(ref.python, payload.HOOK, "launch", path, *words) if ref.has_preamble else words
     if claim.envscript:
         return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
     return words
@@ -199,25 +202,19 @@ def _defaults(parameters: str) -> dict[str, Any]:
     return {name: one["default"] for name, one in field_specs.read_object(parameters).items() if not one.get("required", True)}
 
 
+def _class_of(claim: Claim) -> payload.ClassRef | None:
+    """Return the class of the job's application; None if that is none."""
+    return payload.class_ref(claim.definition) if claim.definition not in ("{}", None) else None
+
+
 def _has_preamble(claim: Claim) -> bool:
-    return claim.definition not in ("{}", None) and payload.class_ref(claim.definition or "{}").has_preamble
-
-
-def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
-    path, ref = _payload_path(claim, workdir(claim, context)), payload.class_ref(claim.definition or "{}")
-    if not claim.command_template:
-        words = [*words, path]
-    if not ref.has_preamble:
-        return words
-    return payload.program_words(ref.python, payload.HOOK, "launch", path, *words)
+    ref = _class_of(claim)
+    return ref is not None and ref.has_preamble
 
 
 def _payload_path(claim: Claim, directory: str) -> str:
-    if claim.definition in ("{}", None):
-        return ""
-    if claim.command_template and not _has_preamble(claim):
-        return ""
-    return f"{directory}/{payload.file_name(claim.job_id)}"
+    is_read = _has_preamble(claim) if claim.command_template else _class_of(claim) is not None
+    return f"{directory}/{payload.file_name(claim.job_id)}" if is_read else ""
 
 
 def _make_payload(claim: Claim, made: Invocation) -> payload.TaskPayload:

@@ -243,18 +243,9 @@ class Orphans(NamedTuple):
     left: tuple[int, ...] = ()  # the pids of those that cannot be killed
 
 
-def runs_of(
-    db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None
-) -> Belonging:
-    """Return the processes on this host of the attempts that were started under leases, and of single attempts.
-
-    Args:
-        leases: in the form of `invocation.lease_mark`.
-        runs: in the form of `invocation.mark`.
-        rank: only those of the leases' runs that this rank has started; None: all.
-    """
-    leaders = leaders_of(db_directory, [*leases, *runs], rank)
-    return belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
+def runs_of(db_directory: str, leases: Collection[bytes]) -> Belonging:
+    """Return the processes on this host of the attempts that were started under leases, in the form of `lease_mark`."""
+    return belonging(leaders_of(db_directory, leases), (), tuple(leases), node_mark(0))
 
 
 def leaders_of(db_directory: str, marks: Iterable[bytes], rank: int | None = None) -> list[tuple[int, str]]:

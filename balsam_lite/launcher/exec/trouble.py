@@ -72,7 +72,7 @@ class Machine:
         path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
         if code == errno.ETXTBSY:
             return MachineTrouble(f"another program has {path} open for writing ({error.strerror})", scope=path)
-        if code in _STORAGE or _is_below(path, self._data):
+        if code in _STORAGE or f"{path}/".startswith(f"{self._data}/"):
             general = self.why_data_fails()
             if general:
                 return MachineTrouble(general, MachineTrouble.HOST if self._is_away else "")
@@ -151,10 +151,6 @@ class Machine:
 
 def _lack(code: int) -> str:
     return f"{_LACKS[code]} ({os.strerror(code)})"
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(f"{directory}/")
 
 
 class Setbacks:

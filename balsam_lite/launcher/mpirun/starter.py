@@ -209,7 +209,7 @@ def find(settings: Settings, environ: Mapping[str, str]) -> Starter | str:
     if settings.MPI_RUN_EXE:
         return _of_settings(_words(settings.MPI_RUN_EXE), flavour, environ)
     if flavour:
-        path = _first_on_path(flavour.commands, environ)
+        path = next(filter(None, (_which(name, environ) for name in flavour.commands)), None)
         if path is None:
             return f"looked for {_either(flavour.commands)} on PATH, because MPI_FLAVOUR is {flavour.name}"
         return _starter((path,), flavour, environ, f"MPI_FLAVOUR is {flavour.name}")
@@ -309,10 +309,6 @@ def _starter(argv: tuple[str, ...], flavour: Flavour, environ: Mapping[str, str]
     return Starter(argv, flavour, this_host, evidence=evidence)
 
 
-def _first_on_path(names: Sequence[str], environ: Mapping[str, str]) -> str | None:
-    return next((path for path in (_which(name, environ) for name in names) if path is not None), None)
-
-
 def _which(name: str, environ: Mapping[str, str]) -> str | None:
     path = shutil.which(name, path=environ.get("PATH", os.defpath))
     return None if path is None else os.path.abspath(path)
@@ -381,11 +377,11 @@ def scrubbed(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     Inside a Slurm job it also means that `srun` need not wait for other steps. Otherwise an mpiexec, which starts its ranks
     through srun, and a job's own srun would wait for the end of all steps that run (tried), the launcher's own included.
     """
-    found = {name: value for name, value in environ.items() if _OF_USERS.match(name) or not _is_dropped(name)}
+    found = {
+        name: value
+        for name, value in environ.items()
+        if _OF_USERS.match(name) or not (_OF_RANKS.match(name) or _OF_STEPS.match(name))
+    }
     if _SLURM_JOB in found:
         found.setdefault(_OVERLAP, b"1")
     return found
-
-
-def _is_dropped(name: bytes) -> bool:
-    return bool(_OF_RANKS.match(name) or _OF_STEPS.match(name))

@@ -240,7 +240,9 @@ class ClusterRunner(Runner):
     def poll(self) -> list[Finished]:
         """Return the runs that ended since the last call, with true start and end times."""
         if self._is_in_a_hurry:
-            self._hurry()
+            self._is_in_a_hurry = False
+            for rank in {self._away[job].place.nodes[0] for job in self._stopping}:
+                self._channel.send_first(rank, messages.HURRY)
         for rank, message in self._channel.receive():
             if message[0] == messages.ENDED:
                 self._hear_of_end(rank, *messages.read_ended(*message[1:]))
@@ -299,11 +301,6 @@ class ClusterRunner(Runner):
         """End the grace period of all process trees that are being stopped. May be called by a signal handler."""
         self._local.kill_now()
         self._is_in_a_hurry = True
-
-    def _hurry(self) -> None:
-        self._is_in_a_hurry = False
-        for rank in {self._away[job].place.nodes[0] for job in self._stopping}:
-            self._channel.send_first(rank, messages.HURRY)
 
     def wait(self, seconds: float, nap: Callable[[float], bool]) -> None:
         """Sleep until a message arrives, the time is up, or `nap` was woken."""

@@ -48,7 +48,6 @@ class Begin(NamedTuple):
 
     db_directory: str
     run_mark: bytes  # with which those of its runs begin
-    lease: int
     nodes: int
     job_mode: str
     environ: dict[bytes, bytes]  # what jobs inherit; where the node has such a variable too, the node's own counts

@@ -198,7 +198,6 @@ class RemoteNodes(main.Nodes):
         orders = messages.Begin(
             context.db_directory,
             context.mark,
-            lease,
             len(self._found.nodes),
             job_mode,
             context.environ,

@@ -88,7 +88,6 @@ ReturnToService=2
 KillWait={kill_wait}
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 MessageTimeout=60
-SlurmdTimeout=60
 SlurmdParameters=config_overrides
 {more}
 NodeName=DEFAULT RealMemory=4000 State=UNKNOWN
@@ -188,6 +187,7 @@ def running(
     conf: str = "",
     gpus: Sequence[int] = (),
     cpus: Sequence[int] = (),
+    slurmd_timeout_s: int = 60,
 ) -> Iterator[Cluster]:
     """Start a cluster, wait until all its nodes are idle, and end it without leaving anything behind.
 
@@ -198,6 +198,7 @@ def running(
         pbs: jobs get PBS_ variables, and `environ` has a PATH with PBS's commands.
         conf: more lines for slurm.conf.
         gpus, cpus: how many each of the first nodes has; the others have four.
+        slurmd_timeout_s: seconds without an answer after which a node counts as down.
 
     Raises:
         RuntimeError: it cannot run here, or does not come up; with the reason, and the ends of the logs.
@@ -212,7 +213,8 @@ def running(
         names = [f"node{number}" for number in range(1, nodes + 1)]
         padded = ([*given, *[usual] * nodes] for given, usual in ((cpus, CPUS_PER_NODE), (gpus, GPUS_PER_NODE)))
         parts = dict(zip(names, zip(*padded)))
-        _write_files(folder, parts, node_command, "\n".join([conf, "JobSubmitPlugins=pbs" if pbs else ""]))
+        lines = [f"SlurmdTimeout={slurmd_timeout_s}", conf, "JobSubmitPlugins=pbs" if pbs else ""]
+        _write_files(folder, parts, node_command, "\n".join(lines))
         if pbs:
             (folder / "etc" / "plugstack.conf").write_text("required spank_pbs.so\n")  # sets jobs' PBS_ variables
         environ = {"SLURM_CONF": str(folder / "etc" / "slurm.conf")}

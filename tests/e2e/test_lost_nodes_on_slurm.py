@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
     reason = slurm_cluster.why_not()
     if reason:
         pytest.skip(reason)
-    with slurm_cluster.running(nodes=3) as found:
+    with slurm_cluster.running(nodes=3, slurmd_timeout_s=15) as found:
         yield found
 
 

@@ -1,6 +1,6 @@
 """What all listings share: their options and columns, the objects that they print (see docs/json.rst), and pages of jobs.
 
-An object has the same keys from every command: our names, and the workshop's as aliases beside them. Times are ISO 8601, UTC.
+An object has the same keys from every command: our names, and the workshop's as aliases. Times are ISO 8601, UTC.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # --- the objects: docs/json.rst describes each key ----------------------------------------------------------------------
 
-#: Our names of a job's fields and the workshop's, which are aliases.
-_JOB_ALIASES = {"application": "app", "wall_time_minutes": "wall_time_min"}
 JOB_KEYS = (
-    "id", "job_id", "site", *field_specs.JOB_FIELD, *_JOB_ALIASES.values(), "app_id", "launch_params", "parent_ids",
-    "parents", "children", "batch_job_id", "last_update", "stale", "waits_for",
+    "id", "job_id", "site", *field_specs.JOB_FIELD, *field_specs.OUR_NAMES, "app_id", "launch_params", "parent_ids", "parents",
+    "children", "batch_job_id", "last_update", "stale", "waits_for",
 )  # fmt: skip
 EVENT_KEYS = ("id", "job", "job_id", "site", "time", "timestamp", "from_state", "to_state", "message", "data")
 APP_KEYS = ("id", "site", "name", "kind", *(name for name in field_specs.APP_FIELD if name != "name"))
@@ -43,8 +41,37 @@ BATCH_JOB_KEYS = (
     "ended", "end_time", "status_info",
 )  # fmt: skip
 SITE_KEYS = ("id", "name", "path", "active", "jobs", "version", "error")
-COUNT_KEYS = ("state", "jobs")
-WORKFLOW_KEYS = ("workflow",)
+
+
+class ObjectKind(NamedTuple):
+    """A kind of objects that commands print."""
+
+    keys: tuple[str, ...]
+    table: tuple[str, ...]  # the usual columns; on a terminal no more of them than fit
+
+
+JOBS = ObjectKind(JOB_KEYS, ("id", "site", "app", "workdir", "state", "tags"))
+EVENTS = ObjectKind(EVENT_KEYS, ("job", "time", "from_state", "to_state", "message"))
+APPS = ObjectKind(APP_KEYS, ("id", "name", "site", "kind", "description"))
+BATCH_JOBS = ObjectKind(
+    BATCH_JOB_KEYS,
+    (
+        "id",
+        "site",
+        "scheduler_id",
+        "state",
+        "filter_tags",
+        "project",
+        "queue",
+        "num_nodes",
+        "wall_time_min",
+        "job_mode",
+        "reason",
+    ),
+)
+SITES = ObjectKind(SITE_KEYS, ("id", "name", "path", "active"))
+COUNTS = ObjectKind(("state", "jobs"), ("state", "jobs"))
+WORKFLOWS = ObjectKind(("workflow",), ("workflow",))
 
 _TIMES = frozenset(
     ("last_update", "created", "start_after", "told_to_stop", "time", "timestamp", "started", "start_time", "ended", "end_time")
@@ -61,7 +88,7 @@ def _with_iso_times(row: Row) -> Row:
 def job_object(row: Mapping[str, Any], site: str) -> Row:
     """Return a job as listings print it, with those keys of `JOB_KEYS` that a row of a site has."""
     found = {**row, "site": site}
-    for ours, theirs in _JOB_ALIASES.items():
+    for ours, theirs in field_specs.WORKSHOP_NAMES.items():
         if theirs in row:
             found[ours] = row[theirs]
     return _with_iso_times(found)
@@ -124,12 +151,20 @@ class Look(NamedTuple):
     """How to print a listing."""
 
     form: str  # a format of `output`, or "" for the command's own
-    columns: tuple[str, ...]  # that the user has named
+    shown: tuple[str, ...]  # the keys to print
+    is_fixed: bool  # the user has named these keys
+    is_whole: bool  # the user has named a format of all keys: no limit but the user's holds, and words are left out
     is_wide: bool
 
     @classmethod
-    def of(cls, options: dict[str, Any], keys: Sequence[str], history: bool = False) -> Look:
-        """Take the values of `output_options` out of a command's options; `keys` are those of the objects it prints.
+    def of(
+        cls, options: dict[str, Any], kind: ObjectKind, *, history: bool = False, verbose: bool = False, verbose_form: str = ""
+    ) -> Look:
+        """Take the values of `output_options` out of a command's options.
+
+        Args:
+            kind: of the objects to print. history: print their events instead, or with JSON and YAML as well.
+            verbose: print all keys. verbose_form: the format then, unless the user names one.
 
         Raises:
             InvalidSpec: an unknown format. UnknownField: an unknown column. Both name the nearest. UsageError.
@@ -138,50 +173,29 @@ class Look(NamedTuple):
         if as_json and form not in (None, "json"):
             raise click.UsageError(f"--json and --format {form} exclude each other.")
         form = "json" if as_json else output.check_format(form) if form is not None else ""
+        is_whole = form in _WHOLE
         if history:
-            keys = (*keys, "history") if form in _WHOLE else EVENT_KEYS
+            kind = ObjectKind((*kind.keys, "history"), kind.table) if is_whole else EVENTS
         names = () if columns is None else tuple(dict.fromkeys(name.strip() for name in columns.split(",")))
         for name in names:
-            if name not in keys:
-                raise UnknownField(
-                    f"There is no column {name!r}.{did_you_mean(name, keys)}", hint=f"Columns: {', '.join(keys)}"
-                )
-        return cls(form or ("table" if names else ""), names, is_wide)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all keys are printed, and no limit but the user's holds."""
-        return self.form in _WHOLE
-
-    def shown(self, keys: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
-        """Return the keys to print: those that the user has named, or all, or a table's usual `columns`."""
-        return self.columns or (keys if self.is_whole else columns)
+            if name not in kind.keys:
+                near = did_you_mean(name, kind.keys)
+                raise UnknownField(f"There is no column {name!r}.{near}", hint=f"Columns: {', '.join(kind.keys)}")
+        usual = kind.keys if is_whole or (verbose and not history) else kind.table
+        form = form or ("table" if names else verbose_form if verbose else "")
+        return cls(form, names or usual, bool(names), is_whole, is_wide)
 
 
-def show(look: Look, keys: Sequence[str], columns: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> int:
-    """Print objects in the user's format, without one as a table; return how many there were.
-
-    Args:
-        keys: of such objects. columns: those of a table. On a terminal it has no more of them than fit.
-    """
-    shown = look.shown(keys, columns)
+def show(look: Look, objects: Iterable[Mapping[str, Any]]) -> int:
+    """Print objects in the user's format, without one as a table; return how many there were."""
     width = None if look.is_wide else output.terminal_width(sys.stdout)
     rows = objects if look.form not in ("", "table") else (_in_table(found, width is not None) for found in objects)
-    number, left_out = output.write_rows(look.form or "table", shown, rows, sys.stdout, width, bool(look.columns))
+    number, left_out = output.write_rows(look.form or "table", look.shown, rows, sys.stdout, width, look.is_fixed)
     if left_out:
         say(f"No room for {', '.join(left_out)}: --wide prints all columns, --columns those that you name.")
     return number
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------
-
-JOB_TABLE = ("id", "site", "app", "workdir", "state", "tags")
-APP_TABLE = ("id", "name", "site", "kind", "description")
-BATCH_JOB_TABLE = (
-    "id", "site", "scheduler_id", "state", "filter_tags", "project", "queue", "num_nodes", "wall_time_min", "job_mode",
-    "reason",
-)  # fmt: skip
-SITE_TABLE = ("id", "name", "path", "active")
 STALE_MARK = " (stale)"
 
 
@@ -221,7 +235,6 @@ PAGE, HISTORY_PAGE = 5000, 500
 #: Jobs of a table on a terminal, the newest ones, unless the user gives a limit.
 TERMINAL_LIMIT = 50
 _NO_LIMIT = 2**53
-HISTORY_COLUMNS = ("job", "time", "from_state", "to_state", "message")
 
 
 class SiteJobs:
@@ -281,22 +294,25 @@ class SiteJobs:
             say(f"({more} more jobs not shown; --limit N shows the first N)")
         return iter(jobs)
 
-    def show(self, look: Look, table: Sequence[str] = JOB_TABLE, *, verbose: bool = False) -> int:
-        """Print the jobs, with -v and no format in the workshop's form; return how many."""
+    def show(self, look: Look, *, by_states: bool = False, history: bool = False, verbose: bool = False) -> int:
+        """Print the jobs, or their histories, or their numbers by state; return how many of these there were.
+
+        Without a format, `verbose` prints the workshop's form of each job, and states without jobs.
+        """
+        if history:
+            if look.form:
+                return show(look, self._history_objects(look.is_whole))
+            return sum(_write(_history_text(job, events) + "\n") for _, job, events in self._with_events())
+        if by_states:
+            found = self.count_states()
+            named = (state for state in states.STATES if state in found or verbose)
+            return show(look, ({"state": state, "jobs": found.get(state, 0)} for state in named))
         if verbose and not look.form:
             return sum(_write("".join(f"{line}\n" for line in form(site, job))) for site, _, job in self.read())
-        columns = JOB_KEYS if verbose else table
-        fields = fields_of((*look.shown(JOB_KEYS, columns), "stale"))
+        fields = fields_of((*look.shown, "stale"))
         is_short = look.form in ("", "table") and not self._order and self._limit is None and sys.stdout.isatty()
         jobs = self._newest(fields) if is_short else self.read(fields)
-        return show(look, JOB_KEYS, columns, (job_object(job, site) for site, _, job in jobs))
-
-    def show_histories(self, look: Look) -> int:
-        """Print when each job entered each state, in JSON and YAML with each job; return how many were printed."""
-        if not look.form:
-            return sum(_write(_history_text(job, events) + "\n") for _, job, events in self._with_events())
-        keys = (*JOB_KEYS, "history") if look.is_whole else EVENT_KEYS
-        return show(look, keys, HISTORY_COLUMNS, self._history_objects(look.is_whole))
+        return show(look, (job_object(job, site) for site, _, job in jobs))
 
     def _history_objects(self, is_whole: bool) -> Iterator[Row]:
         for site, job, events in self._with_events():
@@ -325,7 +341,7 @@ def fields_of(columns: Iterable[str]) -> tuple[str, ...]:
     columns = list(columns)
     if "waits_for" in columns:
         return ()
-    return tuple(dict.fromkeys(["id", *(_JOB_ALIASES.get(name, name) for name in columns if name != "site")]))
+    return tuple(dict.fromkeys(["id", *(field_specs.WORKSHOP_NAMES.get(name, name) for name in columns if name != "site")]))
 
 
 def _history_text(job: Row, events: Iterable[Row]) -> str:
@@ -342,7 +358,7 @@ _FORM = (
     "last_update", "state",
 )  # fmt: skip
 #: Fields that have their own place, or are of no use to people.
-_ELSEWHERE = (*_FORM, "site", *_JOB_ALIASES, "parameters", "unfinished_parents")
+_ELSEWHERE = (*_FORM, "site", *field_specs.WORKSHOP_NAMES, "parameters", "unfinished_parents")
 
 
 def form(site: str, row: Mapping[str, Any]) -> Iterator[str]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from ..core import field_specs, states
+from ..core import field_specs
 from ..core.errors import UnknownField
 from ..db.engine.connection import Database
 from ..db.query import queries, select
@@ -24,6 +24,7 @@ from .selection import Selection, Where, selection_options
 
 LIMIT_VARIABLE, FIELDS_VARIABLE = "BALSAM_LS_LIMIT", "BALSAM_LS_FIELDS"
 DEFAULT_LIMIT = 5000
+#: The columns of the slides' tables.
 JOB_TABLE = ("job_id", "name", "workflow", "application", "state")
 APP_TABLE = ("id", "name", "executable", "description")
 QUEUE_TABLE = (
@@ -101,9 +102,9 @@ def ls(what: str, chosen: Selection, **options: Any) -> None:
         balsam ls --json --tag run=7
         balsam ls --format csv --columns name,state,return_code
     """
-    show, keys = _KINDS[what]
-    is_of_jobs = what == "jobs"
-    look = listing.Look.of(options, _job_keys(options["by_states"]) if is_of_jobs else keys, is_of_jobs and options["history"])
+    history = what == "jobs" and options["history"]
+    show, kind = _KINDS["counts" if what == "jobs" and options["by_states"] and not history else what]
+    look = listing.Look.of(options, kind, history=history, verbose=options["verbose"])
     db = open_db()
     show(db, Wanted(chosen=chosen, where=chosen.conditions(is_name_part=True), look=look, **options))
 
@@ -131,25 +132,12 @@ def job_ls(
         balsam job ls --app Hello --state FAILED --history
         balsam job ls --format csv --columns id,name,state
     """
-    look = listing.Look.of(options, _job_keys(by_states), history)
+    kind = listing.COUNTS if by_states and not history else listing.JOBS
+    look = listing.Look.of(options, kind, history=history, verbose=verbose)
     jobs = listing.SiteJobs(lambda question: ask_sites(site, question), chosen.conditions(), sort, limit)
-    if by_states:
-        number = _show_counts(look, jobs.count_states(), everything=verbose)
-    elif history:
-        number = jobs.show_histories(look)
-    else:
-        number = jobs.show(look, verbose=verbose)
+    number = jobs.show(look, by_states=by_states, history=history, verbose=verbose)
     if not number and not look.is_whole:
         say(f"No job matches on {', '.join(jobs.sites)}.")
-
-
-def _job_keys(by_states: bool) -> Sequence[str]:
-    return listing.COUNT_KEYS if by_states else listing.JOB_KEYS
-
-
-def _show_counts(look: listing.Look, counts: Mapping[str, int], *, everything: bool = False) -> int:
-    rows = ({"state": state, "jobs": counts.get(state, 0)} for state in states.STATES if everything or state in counts)
-    return listing.show(look, listing.COUNT_KEYS, listing.COUNT_KEYS, rows)
 
 
 @click.command("ls", cls=BalsamCommand)
@@ -165,13 +153,13 @@ def app_ls(site: str, verbose: bool, **options: Any) -> None:
         balsam app ls --site all --verbose
         balsam app ls --json
     """
-    look = listing.Look.of(options, listing.APP_KEYS)
+    look = listing.Look.of(options, listing.APPS, verbose=verbose)
     answers = ask_sites(site, lambda one: one.select("app"))
     found = [listing.app_object(app, entry.name) for entry, apps in answers for app in apps]
     if verbose and not look.form:
         _print(line for app in found for line in (*output.yaml_lines(_app_form(app)), "----"))
     else:
-        listing.show(look, listing.APP_KEYS, listing.APP_KEYS if verbose else listing.APP_TABLE, found)
+        listing.show(look, found)
     if not found and not look.is_whole:
         say(f"No application is on {', '.join(entry.name for entry, _ in answers)}.")
 
@@ -221,11 +209,7 @@ def _objects(db: Database, wanted: Wanted) -> int:
     is_limited = wanted.look.form == "table" and os.environ.get(LIMIT_VARIABLE)
     limit = wanted.limit or (limit_from(os.environ) if is_limited else None)
     jobs = listing.SiteJobs(lambda question: [(entry, question(LocalSite(entry, db)))], wanted.where, order, limit)
-    if wanted.history:
-        return jobs.show_histories(wanted.look)
-    if wanted.by_states:
-        return _show_counts(wanted.look, jobs.count_states())
-    return jobs.show(wanted.look, JOB_TABLE, verbose=wanted.verbose)
+    return jobs.show(wanted.look, by_states=wanted.by_states, history=wanted.history, verbose=wanted.verbose)
 
 
 def _few(db: Database, wanted: Wanted, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
@@ -274,27 +258,21 @@ def _explain_stale(marks: Iterable[int]) -> None:
 
 
 def _forms(db: Database, wanted: Wanted) -> int:
-    from ..db.query.text_forms import program_of
+    from ..db.engine import directories
+    from ..db.query import text_forms
 
     rows, more = _few(db, wanted, (*queries.JOB_COLUMNS, queries.STALE))
-    texts = []
+    texts, data = [], os.path.join(db.directory, directories.DATA)
     with db.read() as cx:
-        programs = {app["name"]: program_of(app) for app in select.apps(cx)}
+        programs = {app["name"]: text_forms.program_of(app) for app in select.apps(cx)}
         for row in rows:
             job = dict(zip(queries.JOB_COLUMNS, row))
             job["state"] += listing.STALE_MARK * row[-1]
             parents, _ = queries.relatives(cx, job["id"])
-            texts.append(form(db, job, parents, programs.get(job["application"])) + "\n")
+            text = text_forms.job_form(job, parents, programs.get(job["application"]), data)
+            texts.append(output.many_lines(text) + "\n")
     _print(texts, more)
     return len(rows)
-
-
-def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executable: str | None) -> str:
-    """Return one job as the slides print it."""
-    from ..db.engine import directories
-    from ..db.query import text_forms
-
-    return output.many_lines(text_forms.job_form(job, parents, executable, os.path.join(db.directory, directories.DATA)))
 
 
 def _histories(db: Database, wanted: Wanted) -> int:
@@ -374,6 +352,8 @@ class _Forest:
 
 
 def _apps(db: Database, wanted: Wanted) -> None:
+    from ..db.query import text_forms
+
     numbers = {word: row_number(word) for word in wanted.chosen.ids}
     for word, number in numbers.items():
         if number is None:
@@ -383,11 +363,15 @@ def _apps(db: Database, wanted: Wanted) -> None:
     with db.read() as cx:
         apps = select.apps(cx, where, "", 0, wanted.limit)
     if wanted.look.form:
-        site, columns = _site_name(db), listing.APP_KEYS if wanted.verbose else listing.APP_TABLE
-        listing.show(wanted.look, listing.APP_KEYS, columns, (listing.app_object(app, site) for app in apps))
-    elif apps:
-        _print(_app_texts(apps) if wanted.verbose else _app_table(apps))
-    if not apps and not wanted.look.is_whole:
+        site = _site_name(db)
+        listing.show(wanted.look, (listing.app_object(app, site) for app in apps))
+    elif apps and wanted.verbose:
+        _print(output.many_lines(text_forms.app_form(app)) + "\n" for app in apps)
+    elif apps:  # a template is no list of paths
+        programs = [app["command_template"] or output.basenames(text_forms.program_of(app)) for app in apps]
+        rows = [(app["id"], app["name"], program, app["description"]) for app, program in zip(apps, programs)]
+        _print(output.table(APP_TABLE, rows))
+    elif not wanted.look.is_whole:
         say("No apps found matching query")
 
 
@@ -397,21 +381,6 @@ def _site_name(db: Database) -> str:
     return registry.at(db.directory).name
 
 
-def _app_texts(apps: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    from ..db.query import text_forms
-
-    return (output.many_lines(text_forms.app_form(app)) + "\n" for app in apps)
-
-
-def _app_table(apps: Sequence[Mapping[str, Any]]) -> list[str]:
-    from ..db.query.text_forms import program_of
-
-    # A template is no list of paths.
-    programs = [app["command_template"] or output.basenames(program_of(app)) for app in apps]
-    rows = [(app["id"], app["name"], program, app["description"]) for app, program in zip(apps, programs)]
-    return output.table(APP_TABLE, rows)
-
-
 def _workflows(db: Database, wanted: Wanted) -> None:
     exact = next(iter((*wanted.chosen.values("workflow"), *wanted.chosen.values("name"))), "")
     with db.read() as cx:
@@ -419,7 +388,7 @@ def _workflows(db: Database, wanted: Wanted) -> None:
     if exact:
         names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
     if wanted.look.form:
-        listing.show(wanted.look, listing.WORKFLOW_KEYS, listing.WORKFLOW_KEYS, ({"workflow": name} for name in names))
+        listing.show(wanted.look, ({"workflow": name} for name in names))
     elif not names:
         say(f"No workflow matching {exact}" if exact else "No workflows found")
     elif wanted.tree or wanted.verbose or names == [exact]:
@@ -438,16 +407,16 @@ def _queues(db: Database, wanted: Wanted) -> None:
     from ..sites import batch_jobs
 
     where = {} if wanted.all_queues else {"state": batch_jobs.ACTIVE_STATES}
-    site, keys = _site_name(db), listing.BATCH_JOB_KEYS
+    site = _site_name(db)
     rows = [listing.batch_job_object(row, site) for row in batch_jobs.select(db, where, "-id", 0, wanted.limit)[::-1]]
     if wanted.look.form:
-        listing.show(wanted.look, keys, keys if wanted.verbose else listing.BATCH_JOB_TABLE, rows)
+        listing.show(wanted.look, rows)
     elif not rows:
         say("No queued jobs detected")
     elif wanted.verbose:
         from pprint import pformat
 
-        _print(f"Qlaunch {pformat({name: row[name] for name in keys}, indent=4)}\n" for row in rows)
+        _print(f"Qlaunch {pformat({name: row[name] for name in listing.BATCH_JOB_KEYS}, indent=4)}\n" for row in rows)
     else:
         _print(_launch_table(rows, wanted.all_queues))
 
@@ -466,9 +435,10 @@ def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
     return output.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
 
 
-_KINDS: dict[str, tuple[Callable[[Database, Wanted], None], Sequence[str]]] = {
-    "jobs": (_jobs, listing.JOB_KEYS),
-    "apps": (_apps, listing.APP_KEYS),
-    "wf": (_workflows, listing.WORKFLOW_KEYS),
-    "queues": (_queues, listing.BATCH_JOB_KEYS),
+_KINDS: dict[str, tuple[Callable[[Database, Wanted], None], listing.ObjectKind]] = {
+    "jobs": (_jobs, listing.ObjectKind(listing.JOB_KEYS, JOB_TABLE)),
+    "counts": (_jobs, listing.COUNTS),
+    "apps": (_apps, listing.APPS),
+    "wf": (_workflows, listing.WORKFLOWS),
+    "queues": (_queues, listing.BATCH_JOBS),
 }

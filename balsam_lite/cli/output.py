@@ -76,18 +76,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], colour: bool = F
     cells = [["" if value is None else one_line(str(value)) for value in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(header, *cells)]
     top = " | ".join([" " * (width - _width(name)) + name for name, width in zip(header, widths)])
-    lines = [" | ".join([cell + " " * (width - _width(cell)) for cell, width in zip(row, widths)]).rstrip() for row in cells]
-    if colour and "state" in header:
-        place = header.index("state")
-        lines = [_painted_line(line, row, widths, place) for line, row in zip(lines, cells)]
+    place = header.index("state") if colour and "state" in header else None
+    lines = []
+    for row in cells:
+        padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths)]
+        if place is not None:
+            padded[place] = painted(row[place]) + padded[place][len(row[place]) :]
+        lines.append(" | ".join(padded).rstrip())
     return [top, "-" * len(top), *lines]
-
-
-def _painted_line(line: str, row: Sequence[str], widths: Sequence[int], place: int) -> str:
-    """Return a line of `table` with the cell at `place` coloured."""
-    padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row[:place], widths))
-    start = sum(len(cell) + 3 for cell in padded)
-    return line[:start] + painted(row[place]) + line[start + len(row[place]) :]
 
 
 def _width(text: str) -> int:

@@ -166,7 +166,7 @@ def list_(
         balsam queue ls --history --site all
         balsam queue ls --history --json
     """
-    look = listing.Look.of(options, listing.BATCH_JOB_KEYS)
+    look = listing.Look.of(options, listing.BATCH_JOBS, verbose=verbose, verbose_form="yaml")
     where: _Row = {"scheduler_id": scheduler_id} if scheduler_id else {}
     if not (history or all_queues or num or scheduler_id):
         where["state"] = list(_ACTIVE)
@@ -175,9 +175,7 @@ def list_(
     rows = [listing.batch_job_object(row, entry.name) for entry, found in answers for row in reversed(found)]
     if not rows and not look.is_whole:
         say(_NONE_ACTIVE if "state" in where else "No batch job matches.")
-    if verbose and not look.form:
-        look = look._replace(form="yaml")
-    listing.show(look, listing.BATCH_JOB_KEYS, listing.BATCH_JOB_KEYS if verbose else listing.BATCH_JOB_TABLE, rows)
+    listing.show(look, rows)
 
 
 # --- term, rm ---------------------------------------------------------------------------------------------------------

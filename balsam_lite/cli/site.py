@@ -205,11 +205,8 @@ def list_(*, verbose: bool, **options: Any) -> None:
         balsam site ls
         balsam site ls --json
     """
-    look = listing.Look.of(options, listing.SITE_KEYS)
-    if verbose and not look.form:
-        look = look._replace(form="yaml")
-    columns = listing.SITE_KEYS if verbose else listing.SITE_TABLE
-    if not listing.show(look, listing.SITE_KEYS, columns, _found_sites()) and not look.is_whole:
+    look = listing.Look.of(options, listing.SITES, verbose=verbose, verbose_form="yaml")
+    if not listing.show(look, _found_sites()) and not look.is_whole:
         from ..db.engine import registry
 
         say(registry.hint())

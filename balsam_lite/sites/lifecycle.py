@@ -21,7 +21,7 @@ from ..db.engine import binding, connection, directories, filesystem, maintenanc
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
 from ..db.query import queries, select
-from ..db.store import leases, relocate
+from ..db.store import leases
 from ..db.store.leases import watch_the_doubtful
 from ..schedulers import base, script, submission
 from ..service import main as service
@@ -344,8 +344,8 @@ def _change_paths(directory: str, old: str, new: str) -> list[str]:
     """Update the paths in the DB in that directory. Return the apps that name `old`."""
     db = directories.open_database(directory)
     with db.session(), db.write() as cx:
-        relocate.relocate(cx, old, new)
-        apps = relocate.apps_with(cx, old)
+        binding.relocate(cx, old, new)
+        apps = binding.apps_with(cx, old)
         binding.record(cx, db.path)
     db.close()
     return apps

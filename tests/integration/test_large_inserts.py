@@ -29,7 +29,6 @@ from balsam_lite.db.store import (
     large_writes,
     leases,
     pieces,
-    relocate,
     tags,
     transitions,
     user_actions,
@@ -455,7 +454,7 @@ def test_a_copy_does_not_wait_for_the_originals_insert(db):
     insertion = begun(db, ({"application": "a"} for _ in range(JOBS)))
     insertion.advance()
     with db.write() as cx:
-        relocate.make_own(cx, SystemClock.now_us(), is_in_place=False)
+        leases.make_own(cx, SystemClock.now_us(), is_in_place=False)
     add(db, 1)
     assert len(dump(db)[0]) == 1
     rows_agree(db)

@@ -1,4 +1,6 @@
-"""Distinguish a DB from a copy of it: the table `meta` records the path of its file and the file's inode.
+"""Where a DB is: distinguish it from a copy of it, and change the paths in the rows of one that was moved.
+
+The table `meta` records the path of the DB's file and the file's inode.
 
 A DB that was renamed, moved to another file system, or restored in place is still the same DB. It is a copy if the file to
 which it was bound still exists and is another one. A copy on another host is recognized by its inode. On network file systems,
@@ -92,3 +94,32 @@ def _has_id(path: str, db_id: str) -> bool:
             other.close()
     except (sqlite3.Error, TypeError):
         return True
+
+
+# --- moved DBs ----------------------------------------------------------------------------------------------------------
+
+#: Columns that may hold an absolute path below the DB's directory. Other user text is never changed.
+_PATHS = (
+    ("job", "user_workdir"), ("job", "workdir"), ("job", "stage_in_url"), ("job", "stage_out_url"), ("batch_job", "command"),
+    ("batch_job", "log"),
+)  # fmt: skip
+#: Columns of an application with files that are run or read, possibly below the DB's directory.
+_COMMANDS = ("executable", "preprocess", "postprocess", "envscript", "command_template", "definition")
+
+
+def relocate(cx: sqlite3.Connection, old: str, new: str) -> int:
+    """Replace the directory `old` by `new` at the start of stored paths. Return the number of changed paths."""
+    changed = 0
+    for table, column in _PATHS:
+        changed += cx.execute(
+            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+            (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+        ).rowcount
+    return changed
+
+
+def apps_with(cx: sqlite3.Connection, directory: str) -> list[str]:
+    """Return the names of the applications that run or read a file below that directory."""
+    where = " OR ".join(f"instr({column}, ?)" for column in _COMMANDS)
+    query = f"SELECT name FROM app WHERE {where} ORDER BY id"
+    return [row[0] for row in cx.execute(query, [f"{directory}/"] * len(_COMMANDS))]

@@ -19,8 +19,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ...core import import_guard
 from ...core.errors import (
@@ -41,6 +41,8 @@ from . import binding, filesystem, migrations, schema, sqlite_errors, wal
 
 if TYPE_CHECKING:
     from .session import SessionLock
+
+_T = TypeVar("_T")
 
 FILE_NAME = "balsam.sqlite3"
 #: The database file and what SQLite puts beside it (https://sqlite.org/tempfiles.html).
@@ -191,7 +193,7 @@ class Database:
             yield thread.connection
             return
         with self.session(), sqlite_errors.translated(self.path):
-            cx = self._begin("BEGIN")
+            cx = self._patiently(self._begin, "BEGIN")
             thread.transaction = "read"
             try:
                 yield cx
@@ -224,7 +226,7 @@ class Database:
                 raise thread.unlocked or DatabaseReadOnly(
                     f"The DB {self.directory} cannot be written: you can only read it", hint="See the directory's permissions."
                 )
-            cx = self._begin("BEGIN IMMEDIATE")
+            cx = self._patiently(self._begin, "BEGIN IMMEDIATE")
             if not thread.has_chosen:
                 self._choose_checkpoints(cx)
             thread.transaction = "write"
@@ -285,7 +287,7 @@ class Database:
                 yield self
             return
         with sqlite_errors.translated(self.path):
-            cx = self._begin("BEGIN IMMEDIATE")
+            cx = self._patiently(self._begin, "BEGIN IMMEDIATE")
         reader = Database(self.directory, self.access, busy_timeout_s=self.busy_timeout_s, expiry_s=self._expiry_s)
         try:
             yield reader
@@ -297,7 +299,6 @@ class Database:
         """Run a statement that SQLite refuses inside a transaction, such as VACUUM; return its rows."""
         if self._thread().transaction:
             raise RuntimeError(f"{statement} cannot run inside a transaction")
-        rows: list[tuple[object, ...]] = []
         with self.session(), sqlite_errors.translated(self.path):
             self._connection()
             self._refuse_if_lost()
@@ -305,8 +306,7 @@ class Database:
             self._patiently(self._save_the_wal)
             cx = self._connection()
             self._choose_checkpoints(cx)
-            self._patiently(lambda: rows.extend(cx.execute(statement)))
-        return rows
+            return self._patiently(lambda: cx.execute(statement).fetchall())
 
     def changed(self) -> bool:
         """Return whether another process may have written since the last call: exact and cheap on a local disk.
@@ -357,7 +357,7 @@ class Database:
         try:
             with self.session(), sqlite_errors.translated(self.path):
                 cx = self._connection()
-                self._patiently(lambda: self._use_wal(cx))
+                self._patiently(self._use_wal, cx)
                 with self.write():
                     if 0 < migrations.version_of(cx) < schema.VERSION:
                         allow(cx)
@@ -595,19 +595,14 @@ class Database:
 
     def _open_as(self, path: str, options: str, folder: str = "") -> _Connection:
         uri = f"file:{filesystem.quoted(path)}?{options}"
-        opened: list[_Connection] = []
-
-        def connect() -> None:
-            opened.append(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, factory=_Connection))
-
+        connect = partial(sqlite3.connect, uri, uri=True, timeout=0, isolation_level=None, factory=_Connection)
         try:
-            self._patiently(connect)
+            cx = cast(_Connection, self._patiently(connect))
         except sqlite3.Error as exc:
             raise sqlite_errors.translation(exc, self.path) from exc
-        (cx,) = opened
         cx.folder, cx.path = folder, path
         try:
-            self._patiently(lambda: self._prepare(cx))
+            self._patiently(self._prepare, cx)
         except BaseException:
             cx.close()
             raise
@@ -661,33 +656,27 @@ class Database:
 
     def _begin(self, statement: str) -> sqlite3.Connection:
         """Begin a transaction with that statement; return the connection, which may be a new one."""
+        cx = self._connection()
+        cx.execute(statement)
+        try:
+            self._refuse_if_gone()  # the process that removes it may have held the lock until now
+            if self._is_separated():
+                cx.execute("ROLLBACK")
+                self._save_the_wal()
+                raise sqlite3.OperationalError("the WAL that was locked was removed")  # again, with the new one
+            version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
+            if version != schema.VERSION and not self._is_upgrading:  # another process has upgraded it meanwhile
+                migrations.refuse_unready(version, self.directory)
+        except BaseException:
+            if cx.is_open and cx.in_transaction:
+                cx.execute("ROLLBACK")
+            raise
+        return cx
 
-        begun: list[_Connection] = []
+    def _patiently(self, action: Callable[..., _T], *arguments: Any) -> _T:
+        """Return the result of the action; repeat it while the file is busy.
 
-        def begin() -> None:
-            cx = self._connection()
-            cx.execute(statement)
-            try:
-                self._refuse_if_gone()  # the process that removes it may have held the lock until now
-                if self._is_separated():
-                    cx.execute("ROLLBACK")
-                    self._save_the_wal()
-                    raise sqlite3.OperationalError("the WAL that was locked was removed")  # again, with the new one
-                version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
-                if version != schema.VERSION and not self._is_upgrading:  # another process has upgraded it meanwhile
-                    migrations.refuse_unready(version, self.directory)
-                begun.append(cx)
-            except BaseException:
-                if cx.is_open and cx.in_transaction:
-                    cx.execute("ROLLBACK")
-                raise
-
-        self._patiently(begin)
-        return begun[0]
-
-    def _patiently(self, action: Callable[[], None]) -> None:
-        """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time.
-
+        SQLite's own waiting is unfair, so wait a random, slowly growing time.
         On a shared file system the name of a WAL that another host has just removed can stay in this host's cache for a
         moment, so that the file cannot be opened. Retry on that error there, too.
         """
@@ -695,8 +684,7 @@ class Database:
         pause = 0.001
         while True:
             try:
-                action()
-                return
+                return action(*arguments)
             except sqlite3.OperationalError as exc:
                 waited = time.monotonic() - started
                 if not sqlite_errors.is_busy(exc) and not (self._may_be_stale(exc) and waited < _STALE_NAMES_S):

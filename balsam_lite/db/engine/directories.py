@@ -358,9 +358,9 @@ def _bind(cx: connection.Connection, database: Database) -> str:
         )
     ):
         from ...core.clock import SystemClock  # here, not above: see _refuse_living
-        from ..store import relocate
+        from ..store import leases
 
-        jobs, launchers, batch_jobs = relocate.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
+        jobs, launchers, batch_jobs = leases.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
         said = (
             f"It is a copy ({bound}) and has a new id now. Freed from the original: {jobs} job(s) of {launchers} "
             f"launcher(s) or service(s), {batch_jobs} batch job(s)."

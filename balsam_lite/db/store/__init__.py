@@ -5,8 +5,8 @@ claims        take jobs, record how runs end       job_changes   the same for gi
 steps         work before and after a run          large_writes  lists of jobs still to change, hidden ranges of an insert
 exit_rules    the states after a run (pure)        pieces        carry out large writes in short transactions
 leases        launchers, services and waits;       held_back     delay new jobs until their dependencies are added
-              reaping dead ones                    suspects      jobs that may have killed their launchers
+              reaping dead ones, freeing a copy    suspects      jobs that may have killed their launchers
 graph         dependencies                         tags          the table of tags; startable jobs with a rare tag
-apps          applications                         relocate      adapt a moved or copied DB
-batch_jobs    batch jobs, reservations             transitions   change states; used by all the others
+apps          applications                         transitions   change states; used by all the others
+batch_jobs    batch jobs, reservations
 """

@@ -18,7 +18,9 @@ from ...core.clock import SECOND_US, SystemClock, spoken
 from ...core.errors import LostLease
 from ...core.process_table import Holder
 from ...core.settings import SettingsWarning
+from ..engine.binding import renew_id
 from ..engine.connection import AT_WORK, Database
+from ..engine.schema import sql_list
 from ..query import queries
 from . import batch_jobs, claims
 from .exit_rules import JobFacts
@@ -381,3 +383,36 @@ def remove_dead_waits(cx: sqlite3.Connection, dead: Collection[Lease]) -> None:
     for lease in open_leases(cx, IS_WAIT):
         if lease in dead:
             close_wait(cx, lease.id)
+
+
+# --- copies of a DB -----------------------------------------------------------------------------------------------------
+
+_ORIGINAL_GOES_ON = "this DB is a copy, and the original goes on"
+
+
+class Freed(NamedTuple):
+    """Numbers of the rows that were freed in a copy."""
+
+    jobs: int
+    launchers: int
+    batch_jobs: int
+
+
+def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
+    """Make a copy a separate DB: draw a new id, close the leases and batch jobs of the original, free the jobs.
+
+    A backup that replaces the original (`is_in_place`) keeps its batch jobs, which will run launchers there. RUNNING jobs go to
+    RESTART_READY, which does not count as a restart. Runs inside the caller's write transaction.
+    """
+    cx.execute(f"DELETE FROM lease WHERE {IS_WAIT}")  # those processes wait for the original's jobs
+    cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original
+    found = open_leases(cx)
+    jobs = sum(reap(cx, lease, now_us, _ORIGINAL_GOES_ON, counts_restart=False) for lease in found)
+    renew_id(cx)
+    if is_in_place:
+        return Freed(jobs, len(found), 0)
+    cx.execute(
+        f"""UPDATE job SET queued_launch_id = NULL
+            WHERE queued_launch_id IS NOT NULL AND state NOT IN ({sql_list(states.END_STATES)})"""
+    )
+    return Freed(jobs, len(found), batch_jobs.disown(cx, "it belongs to the DB of which this one is a copy", now_us))

@@ -188,11 +188,16 @@ def is_unused(path: str) -> bool:
 
 
 def holder_of(path: str) -> int | None:
-    """Return the pid of another process that has the database open, as far as /proc/locks (proc(5)) shows it; else None."""
+    """Return the pid of another process that has the database open, as far as /proc/locks (proc(5)) shows it; else None.
+
+    The kernel prints the table in pages, and may skip a lock while others change; so it is read twice.
+    """
     try:
-        with open("/proc/locks", encoding="ascii") as file:
-            lines = [line.split() for line in file]
         here = os.stat(path)
+        lines = []
+        for _ in range(2):
+            with open("/proc/locks", encoding="ascii") as file:
+                lines += [line.split() for line in file]
     except OSError:
         return None
     for words in lines:

@@ -71,16 +71,10 @@ def _site(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 _SITE_OPTION: dict[str, Any] = {
     "cls": ConditionOption, "callback": _site, "metavar": "SITES", "help": _SITE_HELP, "shell_complete": completion.sites,
 }  # fmt: skip
-
-
-def site_option(function: _Function) -> _Function:
-    """Give a command `-s/--site` as its parameter `site`; "" is the active DB, or all sites if there is none."""
-    return option("-s", "--site", "site", **_SITE_OPTION)(function)
-
-
-def long_site_option(function: _Function) -> _Function:
-    """Give a command `--site`, as `site_option` does, where `-s` is another option."""
-    return option("--site", "site", **_SITE_OPTION)(function)
+#: Give a command --site as its parameter `site`; "" is the active DB, or all sites if there is none.
+long_site_option = option("--site", "site", **_SITE_OPTION)
+#: The same with -s, where that is no other option.
+site_option = option("-s", "--site", "site", **_SITE_OPTION)
 
 
 def ask_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[SiteEntry, _T]]:
@@ -197,6 +191,13 @@ def confirm(question: str, option: str) -> bool:
             return False
         if answer.strip().lower() in ("y", "n"):
             return answer.strip().lower() == "y"
+
+
+def confirm_or_end(question: str, action: str, option: str = "--yes") -> None:
+    """Ask as `confirm` does; after the answer "no" end the command with exit code 1."""
+    if not confirm(question, option):
+        click.echo(f"{action} aborted")
+        click.get_current_context().exit(1)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..db.query import queries, text_forms
 from ..sites.interface import Row, SiteInterface
 from . import completion, output
 from .apps import warn_of
-from .common import confirm, long_site_option, one_site, pairs, row_number, warn
+from .common import confirm_or_end, long_site_option, one_site, pairs, row_number, warn
 from .group import BalsamCommand, LaterOption, SentenceOption, SeparateOption, WordsOption, option
 from .selection import A_JOB, job_numbers
 
@@ -231,9 +231,8 @@ def _add(target: SiteInterface, fields: Row, parents: list[int], yes: bool, styl
     target.check_jobs([row])
     click.echo("\n".join(style.lines(target, app, row)))
     _warn_of_unused(app, fields)
-    if not yes and not confirm(style.question, "--yes"):
-        click.echo("Add job aborted")
-        click.get_current_context().exit(1)
+    if not yes:
+        confirm_or_end(style.question, "Add job")
     (made,) = target.create("job", [row])
     click.echo(style.done.format(id=made["id"]))
     return {**fields, "job_id": job_id}

@@ -237,34 +237,27 @@ def balsam(ctx: click.Context, db: str | None) -> None:
 
 # --- options as Balsam 0.3 took them ----------------------------------------------------------------------------------
 
-#: What several words after one option become: the values that click reads.
-_SEPARATE, _SENTENCE, _COMMAND_LINE = "separate", "sentence", "command line"
-
 
 class WordsOption(Option):
-    """An option that takes all words up to the next option. One word is kept as it was typed."""
-
-    manner = _COMMAND_LINE
+    """An option that takes all words up to the next option, as a command line. One word is kept as it was typed."""
 
     def gathered(self, words: Sequence[str]) -> list[str]:
         """Return the values that click reads instead of `words`."""
-        if self.manner == _SEPARATE:
-            return list(words)
-        if len(words) == 1:
-            return [words[0]]
-        return [" ".join(words if self.manner == _SENTENCE else map(_quoted, words))]
+        return [words[0] if len(words) == 1 else " ".join(map(_quoted, words))]
 
 
 class SentenceOption(WordsOption):
     """Several words make a sentence, not a command line: no quotes are put in."""
 
-    manner = _SENTENCE
+    def gathered(self, words: Sequence[str]) -> list[str]:
+        return [" ".join(words)]
 
 
 class SeparateOption(WordsOption):
     """Several words are several values of an option with `multiple=True`."""
 
-    manner = _SEPARATE
+    def gathered(self, words: Sequence[str]) -> list[str]:
+        return list(words)
 
 
 class FieldOption(Option):

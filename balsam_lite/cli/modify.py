@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -17,9 +17,9 @@ from ..db.store import graph, user_actions
 from ..sites import apps as site_apps
 from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
-from .common import confirm, long_site_option, open_db, pairs, say
+from .common import confirm_or_end, long_site_option, open_db, pairs, say
 from .group import BalsamCommand, Choice, Option, WordsRewriter, option
-from .selection import ChosenJobs, Selection, jobs, selection_options
+from .selection import ChosenJobs, Selection, selection_options
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
 
@@ -125,12 +125,12 @@ def _modify_at_sites(chosen: Selection, site: str, attr: str, value: str) -> Non
     found = ChosenJobs.find(site, chosen)
     for there, _, changed in found.act(lambda one: one.update_where("job", found.where, changes)):
         if attr == "state":
-            said = f"{jobs(changed)} of {there.entry.name} put into {value}"
+            said = f"{output.plural(changed, 'job')} of {there.entry.name} put into {value}"
             if value != states.AWAITING_PARENTS and "state" not in str(found.where):  # so that they still match afterwards
                 waiting = there.count("job", all_of(found.where, {"state": states.AWAITING_PARENTS}))
                 said += f"; {waiting} waiting for parents" * bool(waiting)
         else:
-            said = f"{attr} of {jobs(changed)} of {there.entry.name} changed to {output.one_line(value)}"
+            said = f"{attr} of {output.plural(changed, 'job')} of {there.entry.name} changed to {output.one_line(value)}"
         click.echo(f"{said}.")
 
 
@@ -233,8 +233,8 @@ def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[s
     field_specs.check_job(values)
     found = ChosenJobs.find(site, chosen)
     below = sum(there.count_downstream(found.where) for there, _ in found.sites) if downstream else 0
-    if not yes and not confirm(f"Run {jobs(found.total + below)}{found.of_sites} again?", "--yes"):
-        _abort("Rerun")
+    if not yes:
+        confirm_or_end(f"Run {output.plural(found.total + below, 'job')}{found.of_sites} again?", "Rerun")
     code = 0
     for _, of_site, done in found.act(lambda one: one.rerun(found.where, to, values, downstream), below):
         number = done["jobs"]
@@ -249,11 +249,6 @@ def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[s
             say("Once their parents are put back, they run too; --downstream puts back all jobs below a parent.")
             code = code if number else 1
     click.get_current_context().exit(code)
-
-
-def _abort(what: str) -> NoReturn:
-    click.echo(f"{what} aborted")
-    click.get_current_context().exit(1)
 
 
 # --- kill -------------------------------------------------------------------------------------------------------------
@@ -277,9 +272,8 @@ def killjob(chosen: Selection, site: str, recursive: bool, yes: bool) -> None:
     if not chosen:
         raise click.UsageError("Which jobs? Give at least one condition, such as --id, --name, --state, --wf, --app and --tag.")
     found = ChosenJobs.find(site, chosen)
-    for what in [] if yes else _named(found, chosen) or [f"{jobs(found.total)}{found.of_sites}"]:
-        if not confirm(f"Really kill {what} ??", "--yes"):
-            _abort("Kill")
+    for what in [] if yes else _named(found, chosen) or [f"{output.plural(found.total, 'job')}{found.of_sites}"]:
+        confirm_or_end(f"Really kill {what} ??", "Kill")
     below = sum(there.count_downstream(found.where) for there, _ in found.sites) if recursive else 0
     for _, of_site, done in found.act(lambda one: one.kill(found.where, recursive), below):
         killed, running = done["killed"], done["running"]

@@ -50,6 +50,15 @@ def basenames(line: str) -> str:
     return " ".join(os.path.basename(word) or word for word in line.split())
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> plural(1, "job"), plural(0, "job")
+    ('1 job', '0 jobs')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def size(number: int) -> str:
     """Return a number of bytes with its unit.
 

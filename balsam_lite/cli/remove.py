@@ -11,12 +11,11 @@ from ..core.errors import AmbiguousSite, UnknownApp
 from ..db.engine import directories
 from ..db.query.filters import all_of
 from . import completion, output
-from .common import ask_all_sites, confirm, long_site_option, row_number, site_option, warn
+from .common import ask_all_sites, confirm_or_end, long_site_option, row_number, site_option, warn
 from .group import BalsamCommand, Choice, LaterOption, Option, option
-from .selection import ChosenJobs, Selection, jobs, selection_options
+from .selection import ChosenJobs, Selection, selection_options
 
 if TYPE_CHECKING:
-    from ..db.engine.registry import SiteEntry
     from ..sites.interface import Row
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -140,21 +139,14 @@ def _remove_jobs(chosen: Selection, site: str, everything: bool, running: bool, 
         click.echo("There are no jobs to remove.")
         return
     if not (yes or force):
-        which = (
-            f"{jobs(found.total)}{found.of_sites} matching {chosen}" if chosen else f"ALL {jobs(found.total)}{found.of_sites}"
-        )
-        _ask(f"PERMANENTLY remove {output.one_line(which)}?")
+        which = f"{output.plural(found.total, 'job')}{found.of_sites}"
+        which = f"{which} matching {chosen}" if chosen else f"ALL {which}"
+        confirm_or_end(f"PERMANENTLY remove {output.one_line(which)}?", "Delete", "--yes or --force")
     for _, of_site, gone in found.act(lambda one: one.delete("job", found.where, force=force, running=running)):
-        click.echo(f"Removed {jobs(gone['deleted'])}{of_site}.")
+        click.echo(f"Removed {output.plural(gone['deleted'], 'job')}{of_site}.")
         if gone["held"]:
-            them = "it" if gone["held"] == 1 else "them"
-            warn(f"{jobs(gone['held'])}{of_site} left alone, as a launcher runs {them}. --running removes {them}, too.")
-
-
-def _ask(question: str) -> None:
-    if not confirm(question, "--yes or --force"):
-        click.echo("Delete aborted")
-        click.get_current_context().exit(1)
+            them, held = ("it" if gone["held"] == 1 else "them"), output.plural(gone["held"], "job")
+            warn(f"{held}{of_site} left alone, as a launcher runs {them}. --running removes {them}, too.")
 
 
 # --- applications -----------------------------------------------------------------------------------------------------
@@ -176,47 +168,30 @@ def _app_condition(chosen: Selection, everything: bool) -> Row:
 
 
 def _remove_apps(chosen: Selection, everything: bool, site: str, with_jobs: bool, yes: bool) -> None:
-    from ..sites import fanout
-
     where = _app_condition(chosen, everything)
-    answers = ask_all_sites(site, lambda one: _apps_and_jobs(one, where))
-    found = [(entry, *those) for entry, those in answers if those[0]]
+    asked = [answer for _, answer in ask_all_sites(site, lambda one: (one, one.select("app", where)))]
+    found = [(there, apps) for there, apps in asked if apps]
+    sites = ", ".join(output.one_line(there.entry.name) for there, _ in found or asked)
     if not found and where:
-        sites = ", ".join(entry.name for entry, _ in answers)
-        known = [app["name"] for entry, _ in answers for app in fanout.open_site(entry).select("app", stop=21)]
+        known = [app["name"] for there, _ in asked for app in there.select("app", stop=21)]
         raise UnknownApp.named(chosen.first, known, f"on {sites}")
     if not found:
         click.echo("There are no Apps to delete.")
         return
     if where and len(found) > 1:
-        sites = ", ".join(entry.name for entry, *_ in found)
         raise AmbiguousSite(f"More than one site has an App matching {chosen}: {sites}", hint="Choose one of them with --site.")
-    apps, number = sum(len(apps) for _, apps, _ in found), sum(number for *_, number in found)
-    names = ", ".join(f"{output.one_line(app['name'])} of {entry.name}" for entry, listed, _ in found for app in listed[:5])
-    named = _apps(apps) + (f": {names}" if apps <= 5 else f" of {', '.join(entry.name for entry, *_ in found)}")
-    lost = f" Their {jobs(number)} will be ERASED!" if with_jobs else f" Their {jobs(number)} stay." if number else ""
-    if not yes and (number or not with_jobs or not where):
-        _ask(f"PERMANENTLY remove {named}?{lost}")
-    for entry, listed, _ in found:
-        _delete_apps(entry, [app["id"] for app in listed], with_jobs)
-
-
-def _apps(number: int) -> str:
-    return "1 app" if number == 1 else f"{number} apps"
-
-
-def _apps_and_jobs(there: Any, where: Row) -> tuple[list[Row], int]:
-    apps = there.select("app", where)
-    return apps, there.count("job", {"app": [app["name"] for app in apps]}) if apps else 0
-
-
-def _delete_apps(entry: SiteEntry, numbers: list[int], with_jobs: bool) -> None:
-    from ..sites import fanout
-
-    there = fanout.open_site(entry)
-    gone = there.delete("app", {"id": numbers}, force=True, keep_jobs=not with_jobs)
-    went = f" and {jobs(gone['jobs'])}" if with_jobs else ""
-    click.echo(f"Removed {_apps(gone['deleted'])}{went} of {output.one_line(entry.name)}.")
-    if gone["held"]:
-        them = "which stays with its application" if gone["held"] == 1 else "which stay with their applications"
-        warn(f"A launcher runs {jobs(gone['held'])} of {entry.name}, {them}.")
+    jobs = sum(there.count("job", {"app": [app["name"] for app in apps]}) for there, apps in found)
+    if not yes and (jobs or not with_jobs or not where):
+        number = sum(len(apps) for _, apps in found)
+        names = ", ".join(f"{output.one_line(app['name'])} of {there.entry.name}" for there, apps in found for app in apps[:5])
+        named = output.plural(number, "app") + (f": {names}" if number <= 5 else f" of {sites}")
+        theirs = f" Their {output.plural(jobs, 'job')}"
+        lost = f"{theirs} will be ERASED!" if with_jobs else f"{theirs} stay." if jobs else ""
+        confirm_or_end(f"PERMANENTLY remove {named}?{lost}", "Delete", "--yes or --force")
+    for there, apps in found:
+        gone = there.delete("app", {"id": [app["id"] for app in apps]}, force=True, keep_jobs=not with_jobs)
+        went = f" and {output.plural(gone['jobs'], 'job')}" if with_jobs else ""
+        click.echo(f"Removed {output.plural(gone['deleted'], 'app')}{went} of {output.one_line(there.entry.name)}.")
+        if gone["held"]:
+            them = "which stays with its application" if gone["held"] == 1 else "which stay with their applications"
+            warn(f"A launcher runs {output.plural(gone['held'], 'job')} of {there.entry.name}, {them}.")

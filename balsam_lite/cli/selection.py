@@ -328,8 +328,3 @@ def _whole_id(site: str, word: str) -> str:
     rows = [row for _, fitting in ask_all_sites(site, lambda one: _jobs_fitting(one, word)) for row in fitting]
     queries.the_one(word, rows)
     return str(rows[0][queries.CANDIDATE.index("job_id")])
-
-
-def jobs(number: int) -> str:
-    """Return a number of jobs in words."""
-    return "1 job" if number == 1 else f"{number} jobs"

@@ -98,7 +98,7 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
         warn(f"{exc.message}\n{exc.hint}".strip())
         there = None
     entry = registry.add(path, name, host, balsam)
-    found = f" (balsam_lite {there['version']}, {_jobs(there['jobs'])})" if there else " (not reached yet)"
+    found = f" (balsam_lite {there['version']}, {output.plural(there['jobs'], 'job')})" if there else " (not reached yet)"
     click.echo(f"Added site {entry.number}, {output.one_line(name)}: {output.one_line(entry.address)}{found}")
     if there:
         _warn_if_twice(entry, there.get("db_id", ""))
@@ -126,10 +126,6 @@ def _about(entry: SiteEntry, patience_s: float) -> dict[str, Any]:
         raise exc
     found: dict[str, Any] = answers.found[0][1]
     return found
-
-
-def _jobs(number: int) -> str:
-    return "1 job" if number == 1 else f"{number} jobs"
 
 
 # --- the service ------------------------------------------------------------------------------------------------------
@@ -180,12 +176,8 @@ def _meant(ctx: click.Context, word: str | None) -> SiteEntry:
 def _serve(entry: SiteEntry, verb: str) -> None:
     from ..sites import fanout
 
-    for line in _lines(fanout.open_site(entry).service(verb)["said"]):
+    for line in fanout.open_site(entry).service(verb)["said"]:
         click.echo(output.one_line(line))
-
-
-def _lines(said: Any) -> list[str]:
-    return said.splitlines() if isinstance(said, str) else list(said)
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
@@ -302,7 +294,7 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
         _forget_gone(entry, force)
         return
     lifecycle.refuse_busy(lifecycle.directory_of(entry, "removed"), "removed")
-    jobs = _jobs(lifecycle.jobs_in(entry.path))
+    jobs = output.plural(lifecycle.jobs_in(entry.path), "job")
     question = f"Do you really want to destroy {output.one_line(entry.name)}? This will wipe out {jobs} inside!"
     if not (force or yes or confirm(question, "--yes")):
         return

@@ -10,7 +10,7 @@ import pytest
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite.cli import create
+from balsam_lite.cli import common
 from balsam_lite.cli.main import main
 from balsam_lite.core import job_files, states
 from balsam_lite.core.errors import InvalidSpec
@@ -293,7 +293,7 @@ def test_looking_for_a_workdir_in_use_reads_indexes_only_of_jobs_with_it(filled)
 
 def test_the_command_refuses_a_workdir_in_use_before_it_asks(filled, capsys, monkeypatch):
     words = ["--db", filled.directory, "job", "create", "--app", "hello", "--workdir", "here"]
-    monkeypatch.setattr(create, "confirm", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr(common, "confirm", lambda *_: pytest.fail("it asked"))
     assert main(words) == main([*words, "--yes"]) == 2
     assert capsys.readouterr().err.count("The workdir here is that of job #1 ") == 2
     assert main([*words, "--allow-shared-workdir", "--yes"]) == 0

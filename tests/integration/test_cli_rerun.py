@@ -125,11 +125,11 @@ def test_rerun_and_modify_say_when_a_job_fails_again_because_of_a_parent(balsam:
 
 
 def test_rerun_asks_for_the_descendants_too(balsam: Balsam, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    from balsam_lite.cli import modify
+    from balsam_lite.cli import common
 
     run(db, 1, 2, 3, 4)
     asked: list[str] = []
-    monkeypatch.setattr(modify, "confirm", lambda question, option: asked.append(question))
+    monkeypatch.setattr(common, "confirm", lambda question, option: asked.append(question))
     assert balsam("rerun", "--id", "second", "--downstream")[0] == 1
     assert asked == ["Run 2 jobs again?"]
     assert states_of(db) == ["JOB_FINISHED"] * 4

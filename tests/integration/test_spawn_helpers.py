@@ -59,6 +59,20 @@ def answers(spawner: Spawner, channel: HelperChannel, number: int) -> list[objec
     return found
 
 
+def test_a_program_gets_a_session_where_the_c_library_cannot_open_one_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise NotImplementedError
+
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(os, "posix_spawn", refuse)
+    made = request(tmp_path, 1, 'echo "$A$B"; cut -d" " -f1,6 /proc/$$/stat', own={b"B": spawn_helper.UNSET})
+    pid = spawn_helper.spawn(made, {b"PATH": b"/usr/bin:/bin", b"A": b"a", b"B": b"b"})
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (tmp_path / "1.out").read_text() == f"a\n{pid} {pid}\n"
+
+
 def test_a_signal_to_a_helper_that_is_only_starting_costs_no_program(tmp_path: Path, spawner: Spawner) -> None:
     """As of a batch system that signals every process of a job."""
     channel = spawner.channel()

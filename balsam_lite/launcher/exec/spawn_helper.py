@@ -449,28 +449,27 @@ def _spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
         variables = {name: value for name, value in variables.items() if value != UNSET}
     os.chdir(request.directory)
     flags = OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
-    return os.posix_spawn(
-        request.program,
-        request.argv,
-        variables,
-        file_actions=(
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, request.output, flags, 0o666),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ),
-        setsid=True,
-        setsigmask=(),
-        setsigdef=_DEFAULT_SIGNALS,
-    )
+    try:
+        return os.posix_spawn(
+            request.program,
+            request.argv,
+            variables,
+            file_actions=(
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, request.output, flags, 0o666),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+    except NotImplementedError:  # the C library cannot open a session in posix_spawn: glibc before 2.26, macOS before 10.15
+        return _spawn_by_subprocess(request, variables, flags)
 
 
-def _spawn_by_subprocess(request: Request, environ: Mapping[bytes, bytes]) -> int:
-    """Start a program where posix_spawn cannot open a session for it (a C library before glibc 2.26)."""
+def _spawn_by_subprocess(request: Request, variables: Mapping[bytes, bytes], flags: int) -> int:
     import subprocess
 
-    variables = {name: value for name, value in {**environ, **request.own}.items() if value != UNSET}
-    os.chdir(request.directory)
-    flags = OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
     output = os.open(request.output, flags, 0o666)
     try:
         child = subprocess.Popen(
@@ -585,19 +584,6 @@ def _raise_oom_score() -> None:
         file.write(str(min(1000, score + _OOM_SCORE_ADJ)))
 
 
-def _choose_spawn() -> None:
-    """Use subprocess where posix_spawn has no sessions (os.posix_spawn raises NotImplementedError then)."""
-    global _spawn
-    try:
-        pid = os.posix_spawn("/bin/true", [b"true"], {}, setsid=True)
-    except NotImplementedError:
-        _spawn = _spawn_by_subprocess
-    except OSError:
-        pass
-    else:
-        os.waitpid(pid, 0)
-
-
 def main() -> None:
     """Serve the launcher at the other end of stdin. The arguments are SILENCE_S GRACE_S."""
     for number in IGNORED:
@@ -605,8 +591,6 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # the launcher blocks them for the time until here
     become_subreaper()
     _raise_oom_score()
-    if sys.platform != "linux":
-        _choose_spawn()
     link = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)

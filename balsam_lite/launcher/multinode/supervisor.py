@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...core import daemon, import_guard
 from ...core.errors import LaunchError, SpawnFailed
@@ -299,28 +299,24 @@ class _Program:
                 self._pass_on(line + b"\n")
 
     def _note(self, text: str) -> None:
+        """Act on a report of rank 0."""
         try:
             (what, value), *_ = json.loads(text).items()
-            self._note_one(what, value)
+            if what == "lease":
+                self.lease = int(value)
+            elif what == "mark":
+                self._run_mark = os.fsencode(value)
+            elif what == "head":
+                self._head = Holder(*value)
+                self._times.pop("start", None)
+            elif what == "ended":
+                self._ended = int(value)
+            elif what == "error":
+                self._error = self._error or str(value)
         except (ValueError, TypeError, AttributeError):  # a line of another program in between
             return
-
-    def _note_one(self, what: str, value: Any) -> None:
-        if what == "lease":
-            self.lease = int(value)
-            return
-        if what == "mark":
-            self._run_mark = os.fsencode(value)
-            return
-        if what == "head":
-            self._head = Holder(*value)
-            self._times.pop("start", None)
-            return
-        if what == "ended":
-            self._ended = int(value)
-        elif what == "error":
-            self._error = self._error or str(value)
-        self._times.setdefault("told", time.monotonic())
+        if what in ("ended", "error"):
+            self._times.setdefault("told", time.monotonic())
 
     def _pass_on(self, data: bytes) -> None:
         self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]

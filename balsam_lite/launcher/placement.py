@@ -277,7 +277,7 @@ def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
     return dealt
 
 
-# --- a tick ------------------------------------------------------------------------------------------------------------
+# --- a tick -----------------------------------------------------------------------------------------------------------
 
 #: Maximum number of ends and of claims in one transaction, so that other writers wait for a fraction of a second, and the first
 #: of many thousand places is filled before the last one is asked for.

@@ -15,7 +15,7 @@ from ..schedulers.environ import Allocation, NodeGpus, allocation, ask_end_us, a
 from . import mpirun
 from .exec import hardware
 from .exec.hardware import deal_cpus
-from .exec.mpi_use import NO_MPI, MpiUse
+from .exec.invocation import NO_MPI, MpiUse
 from .placement import MpiRules, Node, divide_host
 
 log = logging.getLogger(__name__)

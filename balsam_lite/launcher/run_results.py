@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -13,9 +14,7 @@ from ..core.clock import Clock, format_us
 from ..core.errors import MachineTrouble
 from ..core.process_table import Process
 from ..db.store.claims import Claim, RunResult
-from .exec import children
-from .exec.invocation import Context, Invocation
-from .exec.mpi_use import BUSY, NODE, REFUSED, StartFailure
+from .exec.invocation import BUSY, NODE, REFUSED, Context, Invocation, StartFailure
 from .exec.spawn_helper import ABANDONED
 from .exec.spawner import Ended, Leftover, Lost, Started
 from .exec.trouble import Machine
@@ -100,12 +99,12 @@ class ResultReader:
         return Finished(ended, None if run.is_replaced else run.place, trouble=trouble)
 
     def _message(self, run: LiveRun, code: int) -> str:
-        message = children.reason(code) if code else ""
+        message = reason(code) if code else ""
         if run.left:
             message = f"{message}; {_left_words(run.left)}" if message else _left_words(run.left).capitalize()
         if run.told_us is not None:
             message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
-        output = children.tail(run.made.output_path, self._tail_lines) if code else ""
+        output = tail(run.made.output_path, self._tail_lines) if code else ""
         return f"{message}: {output}" if output else message
 
     def start_failure(self, run: LiveRun, code: int | None) -> StartFailure | None:
@@ -152,7 +151,7 @@ def _output(run: LiveRun) -> tuple[str, bool]:
         size = os.stat(path, follow_symlinks=False).st_size
     except OSError:
         return "", False
-    return children.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
+    return tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
 
 
 def _lacks_result(path: str) -> bool:
@@ -177,3 +176,34 @@ def _left_words(left: Sequence[Leftover]) -> str:
     ]
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return f"left {len(left)} process{'es' if len(left) > 1 else ''} running: {', '.join(names[:_MAX_NAMES])}{more}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def tail(path: str, lines: int, limit: int = 16_384) -> str:
+    """Return the last `lines` lines of a file of any size and bytes, at most `limit` bytes; "" if it cannot be read."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            text = file.read(limit)
+    except (OSError, ValueError):
+        return ""
+    kept = text.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").splitlines()[-lines:]
+    return "\n".join(kept)
+
+
+def reason(code: int) -> str:
+    """Return why a program with that return code has failed.
+
+    >>> reason(3), reason(-9)
+    ('nonzero return 3', 'killed by signal 9 (SIGKILL)')
+    """
+    if code >= 0:
+        return f"nonzero return {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"killed by signal {-code} ({name})"

@@ -17,7 +17,7 @@ from ..core.clock import SECOND_US, Clock
 from ..core.errors import LaunchError, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all, signal_process
 from ..db.store.claims import Claim, RunResult, Shape, unstarted
-from .exec import children, hardware, invocation, mpi_use, run_file
+from .exec import hardware, invocation, run_file
 from .exec.hardware import CpuSet
 from .exec.invocation import Invocation
 from .exec.spawn_helper import BY_ITSELF, Request
@@ -238,8 +238,7 @@ class LocalRunner(Runner):
 
     def _request(self, claim: Claim, place: Placement) -> Request:
         made = self._made[claim.job] = invocation.make_invocation(claim, place, self._context)
-        search = made.environ.get(b"PATH") or self._context.environ.get(b"PATH")
-        program = children.find_program(made.argv[0], search, made.directory)
+        program = invocation.find_program(made.argv[0], made.environ, made.directory, self._context)
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
@@ -470,7 +469,7 @@ class LocalRunner(Runner):
             run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
             self._stopping[run.claim.job] = run
             by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
-        for run in by_manner.get(mpi_use.PASSES_ON, ()):
+        for run in by_manner.get(invocation.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
             if below:
@@ -478,7 +477,7 @@ class LocalRunner(Runner):
             else:
                 self._channel.signal(run.claim.job, signal.SIGTERM)
             signal_all(below, signal.SIGTERM)
-        spared = by_manner.get(mpi_use.KILLS, [])
+        spared = by_manner.get(invocation.KILLS, [])
         for run in spared:
             run.is_spared = True
             if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
@@ -486,7 +485,7 @@ class LocalRunner(Runner):
         self._channel.tell([run.claim.job for run in spared])
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
-        self._terminate(by_manner.get(mpi_use.UNKNOWN, []))
+        self._terminate(by_manner.get(invocation.UNKNOWN, []))
 
     def _signal_at_once(self, run: LiveRun, is_group: bool = False) -> None:
         """Send SIGTERM to a run before other processes that belong to it: its helper, told by a message, could be later."""
@@ -501,7 +500,7 @@ class LocalRunner(Runner):
             return False
         argv = [os.fsencode(word) for word in words]
         try:
-            program = children.find_program(words[0], self._context.environ.get(b"PATH"), "/")
+            program = invocation.find_program(words[0], {}, "/", self._context)
             self._asking.start(Request(claims[0].job, program, argv, {}, "/", os.devnull, appends=True))
         except SpawnFailed:
             return False
@@ -596,7 +595,7 @@ class LocalRunner(Runner):
 
 def _is_in_shell(run: LiveRun) -> bool:
     """Return whether a shell runs the command line of the run, including its MPI command."""
-    return bool(run.claim.command_template) and children.is_shell(run.pid)
+    return bool(run.claim.command_template) and _is_shell(run.pid)
 
 
 def _started_by_shell(run: LiveRun) -> list[Process]:
@@ -604,3 +603,12 @@ def _started_by_shell(run: LiveRun) -> list[Process]:
     if not _is_in_shell(run):
         return []
     return [one for one in descendants([(run.pid, run.start)], []) if one.parent == run.pid]
+
+
+def _is_shell(pid: int) -> bool:
+    """Return whether a process is still a bash: with a single command, bash becomes that program. False if unknown."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            return file.read().strip() == "bash"
+    except OSError:
+        return False

@@ -23,12 +23,13 @@ from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..pyapps import payload
-from .exec import children, invocation
+from .exec import invocation
 from .exec.run_file import end_runs
-from .exec.spawn_helper import ABANDONED, Request
+from .exec.spawn_helper import ABANDONED, Request, make_directory
 from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine
 from .failpoints import failpoint
+from .run_results import reason, tail
 from .staging import links
 from .staging.files import shown
 
@@ -228,7 +229,7 @@ class Steps:
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
-        children.make_directory(directory, self._context.data_directory)
+        make_directory(directory, self._context.data_directory)
 
     def _prepare(self, task: StepTask) -> None:
         claim = task.claim
@@ -283,7 +284,7 @@ class Steps:
             if invocation.has_parent_files(own):
                 invocation.give_parents(task.claim, own)
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
-            words = children.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
+            words = tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:
             raise StepFailed(f"The {kind} script {called}: {exc}") from exc
         finally:
@@ -291,7 +292,7 @@ class Steps:
                 with suppress(OSError):
                     os.unlink(f"{directory}/{output}")
         if code:
-            raise StepFailed(f"The {kind} script {called}: {children.reason(code)}: {words}")
+            raise StepFailed(f"The {kind} script {called}: {reason(code)}: {words}")
 
     def _runner_of(self, task: StepTask) -> Run:
         """Return the function by which `staging` starts a program for that task."""
@@ -302,7 +303,7 @@ class Steps:
             own = invocation.mark_alone(task.claim, self._context)
             try:
                 code = self._run(task, list(argv), directory, log_name, own, None)
-                return code, children.tail(path, _TAIL_LINES)
+                return code, tail(path, _TAIL_LINES)
             finally:
                 if os.path.lexists(path):
                     os.unlink(path)
@@ -312,8 +313,7 @@ class Steps:
     def _run(
         self, task: StepTask, argv: list[str], directory: str, output: str, own: dict[bytes, bytes], limit_s: float | None
     ) -> int:
-        search = own.get(b"PATH") or self._context.environ.get(b"PATH")
-        program = children.find_program(argv[0], search, directory)
+        program = invocation.find_program(argv[0], own, directory, self._context)
         words = [os.fsencode(word) for word in argv]
         self._channel.start(Request(task.claim.job, program, words, own, directory, output, appends=True))
         self._spawner.flush()

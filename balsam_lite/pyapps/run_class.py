@@ -121,7 +121,7 @@ def _has_command(entry: str) -> bool:
     return any(line.strip() and not line.lstrip().startswith("#") for line in entry.splitlines())
 
 
-# --- functions ----------------------------------------------------------------------------------------------------------
+# --- functions --------------------------------------------------------------------------------------------------------
 
 #: Variables that hold a process's rank, of the start commands in `mpirun.flavours`. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
 #: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
@@ -185,7 +185,7 @@ def _end_all_ranks() -> None:
         mpi.COMM_WORLD.Abort(1)
 
 
-# --- the job, as `run` and `shell_preamble` see it ----------------------------------------------------------------------
+# --- the job, as `run` and `shell_preamble` see it --------------------------------------------------------------------
 
 
 class NeedsDatabase(BalsamError, AttributeError):

@@ -21,8 +21,7 @@ from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
 from balsam_lite.launcher import logs, main
 from balsam_lite.launcher.exec import run_file
-from balsam_lite.launcher.exec.invocation import lease_mark
-from balsam_lite.launcher.exec.mpi_use import NO_MPI
+from balsam_lite.launcher.exec.invocation import NO_MPI, lease_mark
 from balsam_lite.launcher.placement import Node
 from balsam_lite.launcher.reaper import Reaper
 from balsam_lite.launcher.resources import LauncherOptions, Resources

@@ -175,7 +175,7 @@ def faults(source: Source) -> list[str]:
 
 def test_imports_that_go_up_or_sideways_are_found() -> None:
     text = (
-        "from ..core import states\nfrom ..launcher import loop\nfrom ..launcher.exec import children\n"
+        "from ..core import states\nfrom ..launcher import loop\nfrom ..launcher.exec import spawner\n"
         "def f():\n    from ..launcher import dag"
     )
     assert faults(Source("launcher.main", False, ast.parse(text))) == [

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite.launcher.exec.mpi_use import BUSY, CONTACT, HYDRA, NODE, REFUSED, SRUN, TRANSIENT, Diagnosis
+from balsam_lite.launcher.exec.invocation import BUSY, CONTACT, NODE, REFUSED
+from balsam_lite.launcher.mpirun.flavours import HYDRA, SRUN, TRANSIENT, Diagnosis
 
 #: Printed by Slurm 22.05.8 and MPICH 5.0.2.
 NO_BINDING = "srun: cluster configuration lacks support for cpu binding\n"

@@ -13,7 +13,7 @@ from balsam_lite.core.errors import LaunchError
 from balsam_lite.core.settings import Settings
 from balsam_lite.launcher import main, resources
 from balsam_lite.launcher.exec import hardware
-from balsam_lite.launcher.exec.mpi_use import NO_MPI
+from balsam_lite.launcher.exec.invocation import NO_MPI
 from balsam_lite.launcher.multinode import messages, rank
 from balsam_lite.launcher.placement import Node
 from balsam_lite.launcher.resources import LauncherOptions, Resources

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -24,7 +25,6 @@ from ..placement import Placement
 from ..staging import links
 from ..staging.links import Parent
 from . import hardware
-from .mpi_use import NO_MPI, MpiUse
 from .run_file import node_mark
 from .spawn_helper import UNSET
 
@@ -37,6 +37,46 @@ _SPARE_BYTES = 8192
 BASH = ("bash", "-c")
 #: Variables of the context that a job cannot change.
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
+
+
+# --- the MPI start command --------------------------------------------------------------------------------------------
+
+#: The kinds of failure, in this order: the command could not start anything now; it refuses the request; a node does not
+#: answer; the command lost a node on which it had started something.
+BUSY, REFUSED, NODE, CONTACT = "busy", "refused", "node", "contact"
+
+
+class StartFailure(NamedTuple):
+    """Why a run did not start or lost a node, with the command's message."""
+
+    kind: str
+    words: str
+    hosts: tuple[str, ...] = ()  # that are lost, as far as the message tells
+    had_started: bool = False
+
+
+#: An MPI command's reaction to SIGTERM: it forwards it to its ranks; it kills them at once; unknown.
+PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
+
+
+class MpiUse(NamedTuple):
+    """How the machine's MPI start command is used for jobs; `NO_MPI` if programs are started directly."""
+
+    #: The words before a job's own; none where it needs no MPI.
+    words: Callable[[Claim, Placement], list[str]]
+    #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
+    at_term: Callable[[Claim], str]
+    #: A program that asks the ranks of such jobs to end, on all nodes; nothing where there is none.
+    end_words: Callable[[Sequence[Claim]], list[str]]
+    #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
+    #: function that reads the end of its output and tells whether that is all.
+    judge: Callable[[Claim, Placement, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = lambda *_: None
+
+
+NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 class Context(NamedTuple):
@@ -162,6 +202,29 @@ def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
     if claim.envscript:
         return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
     return words
+
+
+_found_programs: dict[tuple[str, bytes], str] = {}
+
+
+def find_program(name: str, own: Mapping[bytes, bytes], directory: str, context: Context) -> str:
+    """Return the path of a program, found as a shell in `directory` would that has these variables.
+
+    Raises:
+        SpawnFailed: there is none.
+    """
+    if "/" in name:
+        return name
+    path = own.get(b"PATH") or context.environ.get(b"PATH", os.defpath.encode())
+    found = _found_programs.get((name, path))
+    if found is None or not os.access(found, os.X_OK):
+        found = shutil.which(name, path=os.fsdecode(path))
+        if found is None:
+            raise SpawnFailed(f"{name}: command not found (PATH is {os.fsdecode(path)})")
+        if not os.path.isabs(found):
+            return os.path.join(directory, found)
+        _found_programs[name, path] = found
+    return found
 
 
 def _of_executable(claim: Claim) -> list[str]:

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ...core.errors import SpawnFailed
 from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
 from .adopted import Adopted
-from .children import make_directory
 from .run_file import RunFile, Writer
 
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
@@ -418,6 +418,31 @@ def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
         while error is not None and not isinstance(error, OSError):
             error = error.__cause__
         raise StartFailed(getattr(exc, "message", "") or str(exc) or type(exc).__name__, error) from exc
+
+
+def make_directory(path: str, root: str) -> bool:
+    """Make a working directory and the directories above it, but never `root` itself; return whether it is new.
+
+    `root` is the DB's data/. If it is missing, its file system is not mounted, and mounting it later would hide the results.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            if path.startswith(f"{root}/"):
+                os.stat(root)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path)
+        except FileExistsError:
+            return False
+        except OSError as exc:
+            raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
+    return True
 
 
 def _renewed(request: Request) -> Request:

@@ -6,13 +6,14 @@ Each function names its source; "tried" means: with that version, on a real mach
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core import field_specs
 from ...core.errors import SettingsError
-from ..exec.mpi_use import HYDRA, KILLS, PASSES_ON, SRUN, Diagnosis
+from ..exec.invocation import BUSY, CONTACT, KILLS, NODE, PASSES_ON, REFUSED, StartFailure
 
 if TYPE_CHECKING:
     import jinja2
@@ -83,6 +84,87 @@ class RankLayout(NamedTuple):
         """
         fits = self.cpus_per_host == 0 or self.ranks_per_host * self.threads_per_rank <= self.cpus_per_host
         return self.cpu_affinity == "depth" and not self.shares_nodes and fits
+
+
+# --- messages of a command when it starts nothing or loses a node -----------------------------------------------------
+
+
+class Pattern(NamedTuple):
+    """A line of output, and the failure that it shows. A group is the name of the node."""
+
+    kind: str
+    line: re.Pattern[str]
+
+
+def _pattern(kind: str, text: str) -> Pattern:
+    return Pattern(kind, re.compile(text, re.MULTILINE))
+
+
+#: The command's own lines: if there are other lines, something was started.
+SRUN_LINES = re.compile(r"srun: |slurmstepd: ")
+HYDRA_LINES = re.compile(r"srun: |slurmstepd: |\[mpiexec@|\[proxy:")
+#: srun reports how a task ended; then something was started.
+SRUN_STARTED = re.compile(r"^srun: error: \S+: tasks? ", re.MULTILINE)
+#: Prefixes of errors that pass, or that end all steps of the batch job. Source: slurm_errno.c of Slurm 22.05.8 (the tests ask
+#: its library for them); strerror(3).
+TRANSIENT = (
+    *("Requested nodes are busy", "Step limit reached", "PrologSlurmctld is still running", "Requested operation is presently"),
+    *("Job/step already completing", "Job is current suspended", "Slurm backup controller", "Unable to contact slurm"),
+    *("Communication", "Message send failure", "Message receive failure", "Socket timed out", "Zero Bytes", "Protocol auth"),
+    *("Connection", "Resource temporarily unavailable"),
+)
+_STEP = r"^srun: error: Unable to create step for job \S+: "
+#: Source: srun of Slurm 22.05.8; tried, but of the errors that pass only those of a controller that is down or busy.
+SRUN_FAILURES = (
+    _pattern(NODE, r"^srun: error: Task launch for \S+ failed on node (\S+): .*$"),
+    _pattern(NODE, _STEP + "Requested node configuration is not available.*$"),
+    _pattern(BUSY, _STEP + f"(?:{'|'.join(TRANSIENT)}).*$"),
+    _pattern(BUSY, r"^srun: error: Unable to confirm allocation for job \S+: .*$"),
+    _pattern(REFUSED, _STEP + ".*$"),
+)
+#: A step that loses a node may end with exit code 0 (tried with 22.05.8).
+SRUN_LOST = _pattern(NODE, r"^srun: error: Node failure on (\S+)$")
+#: Hydra's mpiexec, when a proxy is gone. Source: MPICH 5.0.2; tried.
+HYDRA_LOST = _pattern(CONTACT, r"^\[mpiexec@\S+\] control_cb .*assert \(!closed\) failed$")
+
+
+class Diagnosis(NamedTuple):
+    """The rules to read the messages of one command."""
+
+    own_lines: re.Pattern[str]
+    failures: tuple[Pattern, ...]
+    lost: tuple[Pattern, ...]
+    #: Whether the command can go on waiting for what it could not start: Hydra does, when its srun was refused (MPICH 5.0.2).
+    hangs: bool = False
+    #: Whether it may end with exit code 0 though it lost a node.
+    hides_loss: bool = False
+
+    def read(self, output: str, is_whole: bool = True) -> StartFailure | None:
+        """Return why a run ended if the command started nothing or a node was lost; None if the job itself ended.
+
+        >>> SRUN.read("srun: error: Unable to create step for job 7: Requested nodes are busy").kind
+        'busy'
+        >>> SRUN.read("hello\\nsrun: error: Unable to create step for job 7: Requested nodes are busy")
+        >>> SRUN.read("hello\\nsrun: error: Node failure on node2").hosts
+        ('node2',)
+        """
+        for pattern in self.lost:
+            found = pattern.line.search(output)
+            if found:
+                hosts = tuple(dict.fromkeys(pattern.line.findall(output))) if pattern.line.groups else ()
+                return StartFailure(pattern.kind, found[0], hosts, had_started=True)
+        lines = [line for line in output.splitlines() if line.strip()]
+        if not is_whole or not lines or not all(self.own_lines.match(line) for line in lines) or SRUN_STARTED.search(output):
+            return None
+        for pattern in self.failures:
+            found = pattern.line.search(output)
+            if found:
+                return StartFailure(pattern.kind, found[0], found.groups())
+        return None
+
+
+SRUN = Diagnosis(SRUN_LINES, SRUN_FAILURES, (SRUN_LOST,), hides_loss=True)
+HYDRA = Diagnosis(HYDRA_LINES, SRUN_FAILURES, (SRUN_LOST, HYDRA_LOST), hangs=True)
 
 
 # --- known commands ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ...db.store.claims import Claim
 from ...schedulers import hostlist
 from ...schedulers.environ import NodeGpus
 from ..exec import hardware
-from ..exec.mpi_use import NODE, REFUSED, UNKNOWN, MpiUse, StartFailure
+from ..exec.invocation import NODE, REFUSED, UNKNOWN, MpiUse, StartFailure
 from ..placement import MpiRules, Node, Placement
 from .flavours import FLAVOURS, Flavour, RankLayout, Render, make_render
 

@@ -33,11 +33,11 @@ from ...schedulers import hostlist
 from ...schedulers.base import Partition, check_sum
 from ...schedulers.environ import Allocation, NodeGpus
 from .. import logs, mpirun, resources
-from ..exec.children import reason
 from ..exec.invocation import ensemble_mark
 from ..exec.run_file import end_runs
 from ..exec.spawner import Alarm, Companion, Piped
 from ..resources import LauncherOptions, Resources
+from ..run_results import reason
 from .mpi_transport import INSTALL
 
 log = logging.getLogger(__name__)

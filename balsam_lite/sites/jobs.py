@@ -30,6 +30,12 @@ _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_dat
 _EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
 _APP_NAMES = ("app_id", "app", "application")
 
+#: States in which a function has ended, so that its result may exist.
+_ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
+#: Clocks of hosts differ, and many callers give a time in whole seconds.
+_CLOCKS_DIFFER_US = 60 * SECOND_US
+#: Maximum number of job numbers in an error.
+_NAMED = 5
 #: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; other systems limit only the total.
 _MAX_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else MAX_BYTES
 
@@ -257,85 +263,6 @@ def _parents(value: Any) -> list[int]:
     return sorted(value)
 
 
-# --- changing ---------------------------------------------------------------------------------------------------------
-
-#: Fields that can be changed once a job exists.
-_FIXED = ("id", "app_id", "app", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
-_STATE_FIELDS = ("state", "state_data", "state_timestamp")
-
-
-class JobChange(NamedTuple):
-    """A change to apply to some jobs."""
-
-    fields: Row  # by our field names
-    workdir: str | None  # None: unchanged
-    state: str | None  # None: unchanged
-    data: Mapping[str, Any]  # of the event
-    time_us: int | None  # of the event; None: now
-    before: Row  # dicts among the fields as the user has read them, to be merged with changes by others since then
-
-
-def change_of(values: Mapping[str, Any]) -> JobChange:
-    """Convert a change to our field names.
-
-    Raises:
-        UnknownField, InvalidSpec.
-    """
-    fields: Row = {}
-    for name, value in values.items():
-        if name in _FIXED:
-            raise InvalidSpec(f"Cannot set {name} when updating Job")
-        if name == "launch_params":
-            _set_flags(fields, value or {})
-        elif name not in ("workdir", "before", *_STATE_FIELDS):
-            fields[field_specs.OUR_NAMES.get(name, name)] = value
-    if fields.get("wall_time_minutes") == 0:
-        fields["wall_time_minutes"] = 1
-    state, data, time_us = (values.get(name) for name in _STATE_FIELDS)
-    if state is None and not (data is None and time_us is None):
-        raise InvalidSpec("state_data and state_timestamp go with a new state")
-    if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
-        raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
-    workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
-    before = field_specs.check_job(values.get("before") or {})
-    return JobChange(field_specs.check_job(fields), workdir, state, data or {}, time_us, before)
-
-
-def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
-    """Group equal changes: return (numbers of the jobs, their change) pairs.
-
-    Raises:
-        InvalidSpec: a change has no id, or two have the same id. UnknownField.
-    """
-    groups: dict[str, tuple[list[int], Row]] = {}
-    seen: set[int] = set()
-    for change in changes:
-        number = change.get("id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InvalidSpec(f"A change needs the id of what is to be changed, not {number!r}")
-        if number in seen:
-            raise InvalidSpec(f"There are two changes for the id {number}")
-        seen.add(number)
-        rest = {name: value for name, value in change.items() if name != "id"}
-        try:
-            key = json.dumps(rest)
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise InvalidSpec(f"The change of {number} cannot be written as JSON: {exc}") from None
-        groups.setdefault(key, ([], rest))[0].append(number)
-    return list(groups.values())
-
-
-#: States in which a function has ended, so that its result may exist.
-_ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
-#: Clocks of hosts differ, and many callers give a time in whole seconds.
-_CLOCKS_DIFFER_US = 60 * SECOND_US
-#: Maximum number of job numbers in an error.
-_NAMED = 5
-
-
-# --- creating ---------------------------------------------------------------------------------------------------------
-
-
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     """Add jobs. Return them as stored, in order.
 
@@ -386,6 +313,63 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
 
 # --- changing ---------------------------------------------------------------------------------------------------------
 
+#: Fields that cannot be changed once a job exists.
+_FIXED = ("id", "app_id", "app", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
+_STATE_FIELDS = ("state", "state_data", "state_timestamp")
+
+
+def change_of(values: Mapping[str, Any]) -> user_actions.Change:
+    """Return a change with our field names, for no jobs yet.
+
+    Raises:
+        UnknownField, InvalidSpec.
+    """
+    fields: Row = {}
+    for name, value in values.items():
+        if name in _FIXED:
+            raise InvalidSpec(f"Cannot set {name} when updating Job")
+        if name == "launch_params":
+            _set_flags(fields, value or {})
+        elif name not in ("workdir", "before", *_STATE_FIELDS):
+            fields[field_specs.OUR_NAMES.get(name, name)] = value
+    if fields.get("wall_time_minutes") == 0:
+        fields["wall_time_minutes"] = 1
+    state, data, time_us = (values.get(name) for name in _STATE_FIELDS)
+    if state is None and not (data is None and time_us is None):
+        raise InvalidSpec("state_data and state_timestamp go with a new state")
+    if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
+        raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
+    workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
+    before = field_specs.check_job(values.get("before") or {})
+    message = (data or {}).get("message")  # the history shows this message, too
+    shown = message if isinstance(message, str) else ""
+    annotation = job_changes.Annotation(shown, "", with_payload(data or {}), time_us)
+    return user_actions.Change((), field_specs.check_job(fields), state, annotation, workdir, before)
+
+
+def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
+    """Group equal changes: return (numbers of the jobs, their change) pairs.
+
+    Raises:
+        InvalidSpec: a change has no id, or two have the same id. UnknownField.
+    """
+    groups: dict[str, tuple[list[int], Row]] = {}
+    seen: set[int] = set()
+    for change in changes:
+        number = change.get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidSpec(f"A change needs the id of what is to be changed, not {number!r}")
+        if number in seen:
+            raise InvalidSpec(f"There are two changes for the id {number}")
+        seen.add(number)
+        rest = {name: value for name, value in change.items() if name != "id"}
+        try:
+            key = json.dumps(rest)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidSpec(f"The change of {number} cannot be written as JSON: {exc}") from None
+        groups.setdefault(key, ([], rest))[0].append(number)
+    return list(groups.values())
+
 
 def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
     """Change jobs, each identified by its `id`. Return the number of changes.
@@ -410,7 +394,7 @@ def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]
         change = change_of(values)
         _refuse_missing(cx, numbers)
         _check(db, cx, numbers, change, values)
-        stored.append(_stored(numbers, change))
+        stored.append(change._replace(jobs=numbers))
     return stored
 
 
@@ -421,7 +405,7 @@ def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, An
     def carry_out(numbers: list[int]) -> None:
         with db.read() as cx:
             _check(db, cx, numbers, change, values)
-        user_actions.change(db, [_stored(numbers, change)])
+        user_actions.change(db, [change._replace(jobs=numbers)])
 
     return len(pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), carry_out)[0])
 
@@ -432,7 +416,9 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
         raise UnknownJob(f"There is no job with the id {missing[0]} at this site (any more); nothing was changed.")
 
 
-def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChange, values: Mapping[str, Any]) -> None:
+def _check(
+    db: Database, cx: Connection, numbers: Sequence[int], change: user_actions.Change, values: Mapping[str, Any]
+) -> None:
     """Raise if these jobs cannot be changed in this way."""
     if "parameters" in change.fields:
         apps = Apps(select.apps(cx))
@@ -443,14 +429,8 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChan
         for gpus, ranks in set(queries.columns_of(cx, numbers, ("gpus_per_rank", "ranks_per_node")).values()):
             wanted = field_specs.check_job({"gpus_per_rank": gpus, "ranks_per_node": ranks, **change.fields})
             refuse_gpus(wanted["gpus_per_rank"], wanted["ranks_per_node"], gpus_per_node)
-    if change.state is not None and change.time_us is not None:
-        _refuse_time(cx, numbers, change.time_us)
-
-
-def _stored(numbers: Sequence[int], change: JobChange) -> user_actions.Change:
-    message = change.data.get("message")  # the history shows this message, too
-    said = job_changes.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
-    return user_actions.Change(numbers, change.fields, change.state, said, change.workdir, change.before)
+    if change.annotation.time_us is not None:
+        _refuse_time(cx, numbers, change.annotation.time_us)
 
 
 def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:

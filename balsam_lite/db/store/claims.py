@@ -20,7 +20,7 @@ from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED,
 from ..query.queries import has_wildcard, matches_workflow
 from . import exit_rules, graph, large_writes, suspects
 from .suspects import Suspect
-from .tags import TaggedJobs, rarest, read_tagged, scan_is_cheap
+from .tags import TaggedJobs, of_workflows, rarest, read_tagged, scan_is_cheap
 from .transitions import Transition, apply, id_list
 
 #: A row as SQLite gives it.
@@ -196,13 +196,9 @@ def sources(workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
 
 def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
     """Return the indexes with the startable jobs planned for a launch. Workflows are checked row by row: at most thousands."""
-    planned = "queued_launch_id = ?"
-    parameters: list[str | int] = [launch]
-    if workflows is not None:
-        planned += " AND workflow IN (SELECT value FROM json_each(?))"
-        parameters.append(json.dumps(workflows))
+    within, names = of_workflows(workflows)
     return [
-        StartableIndex(f"{name}_of_launch", f"{condition} AND {planned}", tuple(parameters), is_prepared)
+        StartableIndex(f"{name}_of_launch", f"{condition} AND queued_launch_id = ?{within}", (launch, *names), is_prepared)
         for name, condition, is_prepared in _KINDS
     ]
 
@@ -254,10 +250,8 @@ def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]
             before = found.get(Shape._make(entry.shape), (0, entry.minutes))
             found[Shape._make(entry.shape)] = (before[0] + 1, min(before[1], entry.minutes))
         return [(shape, jobs, shortest) for shape, (jobs, shortest) in sorted(found.items())]
-    tagged, parameters = _tagged(only)
-    if only.workflows is not None:
-        tagged += " AND workflow IN (SELECT value FROM json_each(?))"
-        parameters.append(json.dumps(only.workflows))
+    (tagged, words), (within, names) = _tagged(only), of_workflows(only.workflows)
+    tagged, parameters = tagged + within, [*words, *names]
     if only.launch_only:
         tagged += " AND queued_launch_id = ?"
         parameters.append(only.launch)

@@ -16,9 +16,9 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from ...core import field_specs, states
+from ...core import states
 from ..engine.schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
-from .tags import QueuedJob, TaggedJobs
+from .tags import QueuedJob, TaggedJobs, by_readiness, of_workflows, queued_columns
 
 #: Key in the data of the event RUNNING of a suspect that runs alone.
 _ALONE = "alone"
@@ -40,10 +40,8 @@ def is_any(cx: sqlite3.Connection) -> bool:
 
 def query(plain: str, condition: str) -> str:
     """Return the SQL of `read`."""
-    return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
-        job.state IN ({sql_list(states.UNSETTLED_STATES)}), job.launcher_deaths,
-        (SELECT max(time) FROM event WHERE event.job = job.id),
-        {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}
+    return f"""SELECT {queued_columns(plain)}, job.state IN ({sql_list(states.UNSETTLED_STATES)}), job.launcher_deaths,
+        (SELECT max(time) FROM event WHERE event.job = job.id)
         FROM job INDEXED BY job_suspect LEFT JOIN app ON app.name = job.application WHERE {SUSPECT}{condition}"""
 
 
@@ -59,19 +57,13 @@ def read(
 
     `plain` is the SQL expression for whether a job needs no preparation.
     """
-    values = [*parameters]
-    if workflows is not None:
-        condition += " AND job.workflow IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps(list(workflows)))
+    within, names = of_workflows(workflows)
+    values: list[object] = [*parameters, *names]
     if launch is not None:
-        condition += " AND job.queued_launch_id = ?"
+        within += " AND job.queued_launch_id = ?"
         values.append(launch)
-    return [
-        Suspect(
-            QueuedJob(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[8:])), bool(row[5]), row[6], row[7] or 0
-        )
-        for row in cx.execute(query(plain, condition), values)
-    ]
+    rows = cx.execute(query(plain, condition + within), values)
+    return [Suspect(QueuedJob.of_row(row), bool(row[-3]), row[-2], row[-1] or 0) for row in rows]
 
 
 def next_group(found: Collection[Suspect]) -> list[Suspect]:
@@ -83,14 +75,13 @@ def next_group(found: Collection[Suspect]) -> list[Suspect]:
     """
     most = max((one.deaths for one in found), default=0)
     group = [one for one in found if one.deaths == most]
-    group.sort(key=lambda one: (-one.entry.priority, -one.entry.minutes, one.entry.job))
+    group.sort(key=lambda one: one.entry.rank)
     return group[: (len(group) + 1) // 2]
 
 
 def startable(group: Iterable[Suspect]) -> list[TaggedJobs]:
     """Return the suspects that can be started, in the form that a launcher takes."""
-    entries = [one.entry for one in group if not one.is_unsettled]
-    return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
+    return by_readiness([one.entry for one in group if not one.is_unsettled])
 
 
 def workflows(cx: sqlite3.Connection) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...core import field_specs, states
 from ..engine.schema import UNSUSPECTED, VISIBLE, sql_list
@@ -110,6 +110,29 @@ class QueuedJob(NamedTuple):
     minutes: int
     shape: tuple[float, ...]  # field_specs.SHAPE_FIELDS
 
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> QueuedJob:
+        """Return the job of a row that begins with `queued_columns`."""
+        return cls(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5 : 5 + len(field_specs.SHAPE_FIELDS)]))
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The place in the order in which jobs of one shape are claimed."""
+        return -self.priority, -self.minutes, self.job
+
+
+def queued_columns(plain: str) -> str:
+    """Return the columns of a `QueuedJob`. `plain` is the SQL expression for whether a job needs no preparation."""
+    return f"""job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
+        {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}"""
+
+
+def of_workflows(workflows: Iterable[str] | None) -> tuple[str, tuple[str, ...]]:
+    """Return the SQL condition that a job belongs to one of these workflows (None: to any), and its parameters."""
+    if workflows is None:
+        return "", ()
+    return " AND job.workflow IN (SELECT value FROM json_each(?))", (json.dumps(list(workflows)),)
+
 
 class TaggedJobs(NamedTuple):
     """The prepared or the unprepared jobs with a rare tag, in the order in which they are claimed."""
@@ -125,6 +148,11 @@ class TaggedJobs(NamedTuple):
             if entry.shape == shape and entry.minutes <= longest and (entry.is_plain or not only_plain)
         )
         return list(islice(fitting, wanted))
+
+
+def by_readiness(entries: Sequence[QueuedJob]) -> list[TaggedJobs]:
+    """Return the prepared and the unprepared ones of these jobs, each in this order."""
+    return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
 
 
 def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: bool = False) -> tuple[str, str] | None:
@@ -150,8 +178,7 @@ def scan_is_cheap(
 
 def query_of_tagged(plain: str, condition: str) -> str:
     """Return the SQL of `read_tagged`. CROSS JOIN and NOT INDEXED fix its plan: rows of job are found by number only."""
-    return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
-        {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}
+    return f"""SELECT {queued_columns(plain)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
         WHERE job_tag.tag = {_TAG} AND {UNSUSPECTED} AND job.state IN ({_STARTABLE}){condition} AND {VISIBLE}
         LIMIT {_MAX_JOBS + 1}"""
@@ -169,13 +196,10 @@ def read_tagged(
 
     `plain` is the SQL expression for whether a job needs no preparation; `condition` is a further SQL condition on the jobs.
     """
-    values = [*tag, *parameters]
-    if workflows is not None:
-        condition += " AND job.workflow IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps(list(workflows)))
-    rows = cx.execute(query_of_tagged(plain, condition), values)
-    entries = [QueuedJob(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5:])) for row in rows]
+    within, names = of_workflows(workflows)
+    rows = cx.execute(query_of_tagged(plain, condition + within), (*tag, *parameters, *names))
+    entries = list(map(QueuedJob.of_row, rows))
     if len(entries) > _MAX_JOBS:
         return None
-    entries.sort(key=lambda entry: (-entry.priority, -entry.minutes, entry.job))
-    return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
+    entries.sort(key=lambda entry: entry.rank)
+    return by_readiness(entries)

@@ -221,7 +221,7 @@ class QuerySet(LazySet[Any]):
             database = self.database
             load = self.model._load
             return (load(row, database) for row in rows)
-        readers = [(place, read) for place, one in enumerate(columns) if (read := select.reader_of(one))]
+        readers = [(place, read) for place, one in enumerate(columns) if (read := select.READERS.get(one.kind))]
         if readers:
             rows = (_with_values(row, readers) for row in rows)
         if shape == "dict":

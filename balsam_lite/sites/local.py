@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import events, select
+from ..db.query import select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -25,7 +25,7 @@ _SERVICE = "service"
 _READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
     "job": (select.jobs, select.count_jobs),
     "app": (select.apps, select.count_apps),
-    "event": (events.events, events.count_events),
+    "event": (select.events, select.count_events),
 }
 
 
@@ -100,7 +100,7 @@ class LocalSite:
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """Return a page of events as short lists."""
         with self.database.read() as cx:
-            return events.page_of_tuples(cx, where, after, touching)
+            return select.event_page(cx, where, after, touching)
 
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""

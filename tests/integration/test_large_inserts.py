@@ -19,7 +19,7 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, doctor, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.query import demand, events, queries, select
+from balsam_lite.db.query import demand, queries, select
 from balsam_lite.db.store import (
     apps,
     batch_jobs,
@@ -138,8 +138,8 @@ def answers(db, free):
             "counted by state": lambda: (select.count_states(cx), select.count_states(cx, {"tags": {"t": "1"}})),
             "page": lambda: select.jobs_page(cx, {}, (), 0, 1000),
             "page by tag": lambda: select.jobs_page(cx, {"tags": {"t": "1"}}, ("id",), 0, 1000),
-            "events": lambda: (events.events(cx), events.count_events(cx), events.page_of_tuples(cx)),
-            "events by tag": lambda: (events.events(cx, {"tags": {"t": "1"}}), events.page_of_tuples(cx, {"tags": {"t": "1"}})),
+            "events": lambda: (select.events(cx), select.count_events(cx), select.event_page(cx)),
+            "events by tag": lambda: (select.events(cx, {"tags": {"t": "1"}}), select.event_page(cx, {"tags": {"t": "1"}})),
             "startable": lambda: (demand.startable(cx), demand.of_workflows(cx, "*")),
             "waiting": lambda: claims.waiting(cx, claims.Filter()),
             "waiting with tag": lambda: claims.waiting(cx, claims.Filter(tags=(("t", "1"),))),

@@ -563,13 +563,13 @@ def test_sites_behind_ssh_are_in_the_picture_and_one_that_fails_is_named(site, f
 
 def test_pages_are_read_to_the_end(site, monkeypatch):
     from balsam_lite.db.engine import registry
-    from balsam_lite.db.query import events
+    from balsam_lite.db.query import select
     from balsam_lite.plots import kinds
     from balsam_lite.sites.fanout import open_site
 
     there = open_site(registry.at(site))
     whole = kinds.read(there, "states", {})
-    monkeypatch.setattr(events, "_PAGE", 2)
+    monkeypatch.setattr(select, "_EVENTS_PER_PAGE", 2)
     monkeypatch.setattr(kinds, "_PAGE", 1)
     monkeypatch.setattr(kinds, "_MAX_NAMED_JOBS", 1)
     assert len(whole.changes) == 12

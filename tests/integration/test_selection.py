@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from balsam_lite.core import parameters, states
 from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import events, select
+from balsam_lite.db.query import select
 from balsam_lite.db.store import insert, user_actions
 
 TAGS = [{}, {"k": "v"}, {"k": "v", "n": "1"}, {"n": "1", "q\"'": "ü%_"}, {"k": "w"}]
@@ -209,7 +209,7 @@ def test_half_a_character_is_no_condition(db, kind):
     count, wheres = {
         "job": (select.count_jobs, [{name: half} for name in ("uuid", "name", "app", "workdir", "workdir__contains")]),
         "event": (
-            events.count_events,
+            select.count_events,
             [{"scheduler_id": half}, {"data": {half: 1}}, {"data": {"k": half}}, {"data": f"{half}:"}],
         ),
     }[kind]
@@ -269,7 +269,16 @@ EVENT_WHERE = st.fixed_dictionaries({}, optional={
 
 def all_events(db):
     with db.read() as cx:
-        return events.events(cx)
+        return select.events(cx)
+
+
+def event_tuples(db, where, touching=()):
+    """Yield the events of all pages."""
+    after = 0
+    with db.read() as cx:
+        while page := select.event_page(cx, where, after, touching):
+            yield from page
+            after = page[-1][-1]
 
 
 @_QUICK
@@ -281,11 +290,11 @@ def test_pages_of_events_hold_what_a_plain_filter_chooses(db, rows, where, order
         expected.reverse()
     pages, after = [], None
     with pytest.MonkeyPatch.context() as patch, db.read() as cx:
-        patch.setattr(events, "_FEW_JOBS", 10_000 if few else 0)
-        while page := events.events(cx, {**where, "after": after}, order, 0, size):
+        patch.setattr(select, "_FEW_JOBS", 10_000 if few else 0)
+        while page := select.events(cx, {**where, "after": after}, order, 0, size):
             pages += page
             after = [page[-1]["timestamp"], page[-1]["id"]]
-        assert events.count_events(cx, where) == len(expected)
+        assert select.count_events(cx, where) == len(expected)
     assert pages == expected
 
 
@@ -300,8 +309,8 @@ def test_tuples_of_events_are_those_that_a_plain_filter_chooses(db, rows, where,
         and (not touching or not {e["from_state"], e["to_state"]}.isdisjoint(touching))
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "_PAGE", size)
-        found = list(events.event_tuples(db, where, touching))
+        patch.setattr(select, "_EVENTS_PER_PAGE", size)
+        found = list(event_tuples(db, where, touching))
     assert [(*row[:5], row[6]) for row in found] == expected
 
 
@@ -318,7 +327,7 @@ def test_the_tuple_of_an_end_tells_when_its_program_was_started(tmp_path):
                 ("CREATED", "FAILED", '{"lease":4}'),
             ],
         )
-    assert [row[5] for row in events.event_tuples(db)] == [1795367015360039, 7, None, None]
+    assert [row[5] for row in event_tuples(db, {})] == [1795367015360039, 7, None, None]
     db.close()
 
 
@@ -333,10 +342,10 @@ def test_events_come_newest_first_and_say_what_balsam_07_said(db):
 
 def test_events_of_a_scheduler_id_are_those_of_its_batch_jobs(db):
     with db.read() as cx:
-        by_number = events.events(cx, {"batch_job_id": [1, 3]})
+        by_number = select.events(cx, {"batch_job_id": [1, 3]})
         assert by_number
-        assert events.events(cx, {"scheduler_id": "77"}) == events.events(cx, {"scheduler_id": [77]}) == by_number
-        assert events.events(cx, {"scheduler_id": "none"}) == []
+        assert select.events(cx, {"scheduler_id": "77"}) == select.events(cx, {"scheduler_id": [77]}) == by_number
+        assert select.events(cx, {"scheduler_id": "none"}) == []
 
 
 def test_what_a_user_said_with_a_state_is_in_the_events_data(tmp_path):
@@ -345,22 +354,22 @@ def test_what_a_user_said_with_a_state_is_in_the_events_data(tmp_path):
     said = {"k": "ü'\"", "n": {"deep": [1]}, "flag": True, "lease": "mine", "parent": 7}
     user_actions.set_state(db, [1], "JOB_FINISHED", "by hand", data=said, time_us=12)
     with db.read() as cx:
-        (event,) = events.events(cx)
+        (event,) = select.events(cx)
         assert event["data"] == {"message": "by hand", **said}
         assert event["timestamp"] == 12
         for condition in ("k:ü'\"", {"flag": True}, {"message": "by hand"}, {"parent": 7}, ["k:ü'\"", "parent:7"]):
-            assert events.count_events(cx, {"data": condition}) == 1, condition
+            assert select.count_events(cx, {"data": condition}) == 1, condition
         for condition in ("k:u", {"flag": False}, {"message": "x"}, {"nothing": "here"}):
-            assert events.count_events(cx, {"data": condition}) == 0, condition
+            assert select.count_events(cx, {"data": condition}) == 0, condition
 
 
 def test_a_place_among_events_needs_the_order_of_time(db):
     with db.read() as cx:
         for after, order in (([1, 2], "job_id"), ([1], ""), ("x", ""), ([1, "2"], "timestamp")):
             with pytest.raises(InvalidSpec):
-                events.events(cx, {"after": after}, order)
+                select.events(cx, {"after": after}, order)
         with pytest.raises(UnknownField, match=r"An event has no field 'timestamp_befor'\. Did you mean 'timestamp_before'"):
-            events.events(cx, {"timestamp_befor": 3})
+            select.events(cx, {"timestamp_befor": 3})
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -436,22 +445,22 @@ def test_other_reads_use_their_indexes(db):
 @pytest.mark.parametrize("where", [{"job_id": [1, 2]}, {"tags": {"k": "v"}}, {"batch_job_id": 2, "to_state": "RUNNING"}])
 def test_events_of_few_jobs_are_read_by_job(db, where):
     for steps in (
-        plan(db, lambda cx: events.events(cx, where)),
-        plan(db, lambda cx: events.page_of_tuples(cx, where)),
+        plan(db, lambda cx: select.events(cx, where)),
+        plan(db, lambda cx: select.event_page(cx, where)),
     ):
         assert "SEARCH event USING INDEX event_job (job=?" in steps
 
 
 @pytest.mark.parametrize("where", [{}, {"job_id": [1, 2]}, {"tags": {"k": "v"}}, {"to_state": "RUNNING"}])
 def test_events_of_many_jobs_are_walked_without_sorting(db, where, monkeypatch):
-    monkeypatch.setattr(events, "_FEW_JOBS", 0)
+    monkeypatch.setattr(select, "_FEW_JOBS", 0)
     for order, after in (("", None), ("", [170, 3]), ("timestamp", [170, 3])):
-        steps = plan(db, lambda cx, order=order, after=after: events.events(cx, {**where, "after": after}, order, 0, 5))
+        steps = plan(db, lambda cx, order=order, after=after: select.events(cx, {**where, "after": after}, order, 0, 5))
         assert "event USING INDEX event_time" in steps
         assert "TEMP B-TREE" not in steps
         if "tags" in where:
             assert "job_tag USING PRIMARY KEY (tag=? AND job=?)" in steps
-    steps = plan(db, lambda cx: events.page_of_tuples(cx, where, 17))
+    steps = plan(db, lambda cx: select.event_page(cx, where, 17))
     assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>?)" in steps and "TEMP B-TREE" not in steps
 
 

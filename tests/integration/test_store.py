@@ -31,7 +31,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.schema import FREE, VISIBLE
-from balsam_lite.db.query import events, queries, select
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import (
     apps,
     claims,
@@ -227,7 +227,7 @@ def test_claims_that_never_started_go_back_to_where_they_were_with_their_attempt
         with db.write() as cx:
             claims.finish(cx, lease, [claims.unstarted(claim, 5, "No place became free for it")], 5)
             row = queries.job(cx, job)
-            *_, end = events.page_of_tuples(cx)
+            *_, end = select.event_page(cx)
         assert (row["state"], row["lease"], row["restarts"], row["attempt"]) == ("CREATED", None, 0, 0)
         assert end[1:3] == ("RUNNING", "CREATED") and end[5] == 0, "its program was never started"
 

@@ -1,4 +1,4 @@
-"""Read the jobs, applications and batch jobs that meet conditions (see `filters`): numbers, counts, pages, rows.
+"""Read the jobs, applications, batch jobs and events that meet conditions (see `filters`): numbers, counts, pages, rows.
 
 Rows are dicts with the names of the workshop's interface; `sites.interface` lists their keys. Every function runs inside the
 caller's transaction, on its connection `cx`; none imports peewee. All raise UnknownField, InvalidSpec and InvalidStateError.
@@ -19,9 +19,9 @@ from typing import Any, Union
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec
 from ...core.parameters import launch_params_of
-from ..engine.schema import VISIBLE
+from ..engine.schema import PAYLOAD, VISIBLE
 from . import queries
-from .fields import APP, BATCH_JOB, JOB, Column, Table, column_of
+from .fields import APP, BATCH_JOB, EVENT, INTERNAL_EVENT_KEYS, JOB, WEIGHT, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
 from .operators import LARGEST, Term, execute
 
@@ -34,11 +34,13 @@ Given = Union[Mapping[str, Any], Q, Conditions]  # Python 3.9 evaluates it
 _decoded = json.JSONDecoder().raw_decode
 
 
-def _object(text: str) -> Any:
+def _object(text: str | None) -> Any:
     # `json.loads` would look for blanks before and after, of which there are none in what is stored.
-    if field_specs.FLOAT_KEY in text:
-        return field_specs.read_object(text)
-    return {} if text == "{}" else _decoded(text)[0]
+    if text is None:
+        return None
+    if text == "{}":
+        return {}
+    return field_specs.read_object(text) if field_specs.FLOAT_KEY in text else _decoded(text)[0]
 
 
 def _parents(text: str | None) -> list[int]:
@@ -52,8 +54,8 @@ def _launch_params(text: str) -> dict[str, str]:
 
 
 #: Functions that convert a fetched value for a row, by the kind of its column; other kinds need none.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(field_specs.JSON_KINDS, _object),
+READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("json", "word", *field_specs.JSON_KINDS), _object),
     "flag": bool,
     "launch_params": _launch_params,
     "parents": _parents,
@@ -82,7 +84,7 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yield the rows of a cursor over exactly these columns as dicts; `own` are readers that differ from the usual ones."""
     names = tuple(columns)
-    usual = {name: _READERS[column.kind] for name, column in columns.items() if column.kind in _READERS}
+    usual = {name: READERS[column.kind] for name, column in columns.items() if column.kind in READERS}
     readers = [*{**usual, **own}.items()]
     for values in cursor:
         row = dict(zip(names, values))
@@ -92,15 +94,8 @@ def read_rows(
 
 
 def fetched(column: Column) -> str:
-    """Return the expression that fetches a column so that `reader_of` can read it: a value below a JSON field as JSON."""
+    """Return the expression that fetches a column so that `READERS` can read it: a value below a JSON field as JSON."""
     return f"json_quote({column.sql})" if column.kind in ("json", "word") else column.sql
-
-
-def reader_of(column: Column) -> Callable[[Any], Any] | None:
-    """Return the function that converts a fetched value to Python's; None if none is needed."""
-    if column.kind in ("json", "word", *field_specs.JSON_KINDS):
-        return lambda text: None if text is None else field_specs.read_object(text)
-    return bool if column.kind == "flag" else None
 
 
 def columns_sql(columns: Mapping[str, Column]) -> str:
@@ -304,3 +299,143 @@ def batch_job_rows(cx: sqlite3.Connection, where: Given = EVERY) -> list[Row]:
     cursor = execute(cx, f"SELECT * FROM batch_job WHERE {condition} ORDER BY id", parameters)
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row)) for row in cursor]
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+#
+# An event is a change of state. The data that a user or a hook attached to it (`state_data`) is in the row's data under
+# `PAYLOAD`, next to keys of this program. The condition `after` is the place of the last row of the page before. Events of few
+# jobs are read job by job; for many jobs the table is scanned in order of time and filtered, because finding and sorting the
+# events again for each page would take quadratic time.
+
+#: When the program of a run that ends was started, which may be later than its event to RUNNING; 0 if it never was. Like
+#: `claims` writes it.
+_BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB '{{"started":[0-9]*' THEN
+    CAST(substr(event.data, {len('{"started":') + 1}) AS INTEGER) END"""
+
+#: The data of nearly all rows are one of these and a number; parsing JSON would take longer than everything else.
+_ONE_NUMBER = {'{"lease"': "lease", '{"started"': "started"}
+
+#: Up to this number of jobs, events are read job by job.
+_FEW_JOBS = 10_000
+#: Events in a page of tuples.
+_EVENTS_PER_PAGE = 50_000
+
+
+_EVENT_COLUMNS = f"event.id, event.job, event.time, event.from_state, event.to_state, event.message, event.data, {WEIGHT}"
+
+
+def _event(values: Sequence[Any]) -> Row:
+    number, job, time, old, new, message, data, weight = values
+    shown = _event_data(new, message, data, weight)
+    return {"id": number, "job_id": job, "timestamp": time, "from_state": old, "to_state": new, "data": shown}
+
+
+def _event_data(state: str, message: str, stored: str | None, weight: float | None) -> Row:
+    """Return the data of an event. Source of the keys: Balsam 0.7. `started`, of an end, is ours: see `EventTuple`."""
+    key, _, number = (stored or "{}").partition(":")
+    is_one = key in _ONE_NUMBER and number[:-1].isdecimal()
+    own: Row = {_ONE_NUMBER[key]: int(number[:-1])} if is_one else json.loads(stored or "{}")
+    shown: Row = {} if weight is None else {"num_nodes": weight}
+    if state == states.RUN_ERROR:
+        shown["returncode"], shown["error"] = own.get("return_code"), message
+    elif message:
+        shown["message"] = message
+    shown.update((key, value) for key, value in own.items() if key not in INTERNAL_EVENT_KEYS)
+    shown.update(own.get(PAYLOAD, {}))
+    return shown
+
+
+def events(
+    cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY, order: str = "", start: int = 0, stop: int | None = None
+) -> list[Row]:
+    """Return the matching events, newest first, or in `order`; events with the same time in the order of their recording.
+
+    The condition `after` is a place, [timestamp, id], and selects the events that follow it in the order. It works with the
+    orders "", "timestamp" and "-timestamp".
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError.
+    """
+    table, condition = _source(cx, _on_events(cx, where), order)
+    by, by_parameters = _sorting_events(order)
+    limit, offset = limits(start, stop)
+    found: list[Row] = []
+    for sql, parameters in _after(where.get("after"), order):
+        left = limit if limit < 0 else limit - len(found)
+        query = f"SELECT {_EVENT_COLUMNS} FROM {table} WHERE {condition.sql} AND {sql} ORDER BY {by} LIMIT ? OFFSET ?"
+        found += map(_event, execute(cx, query, (*condition.parameters, *parameters, *by_parameters, left, offset)))
+    return found
+
+
+def _on_events(cx: sqlite3.Connection, where: Mapping[str, Any]) -> Conditions:
+    return _conditions(cx, {name: value for name, value in where.items() if name != "after"}, EVENT)
+
+
+def _sorting_events(order: str) -> Term:
+    if order.lstrip("-") in ("", "timestamp"):
+        direction = "ASC" if order == "timestamp" else "DESC"
+        return Term(f"event.time {direction}, event.id {direction}")
+    return sorting(EVENT, order)
+
+
+def _after(place: Any, order: str) -> list[Term]:
+    """Return the conditions for events after a place: first the others with the same time, then all later ones, each a range.
+
+    With a single condition SQLite would read all events of that time again for every page, and a million may share it.
+    """
+    if place is None:
+        return [Term("1", [])]
+    is_place = isinstance(place, (list, tuple)) and len(place) == 2 and all(isinstance(one, int) for one in place)
+    if order.lstrip("-") not in ("", "timestamp") or not is_place:
+        raise InvalidSpec(f"event condition after must be [timestamp, id], in the order of time, not {place!r}")
+    time, number = (min(max(one, -LARGEST), LARGEST) for one in place)
+    sign = ">" if order == "timestamp" else "<"
+    return [Term(f"event.time = ? AND event.id {sign} ?", [time, number]), Term(f"event.time {sign} ?", [time])]
+
+
+def _source(cx: sqlite3.Connection, only: Conditions, order: str) -> tuple[str, Term]:
+    """Return the table with the index to use, and the condition of the events that match."""
+    if only.is_named:
+        return "event", only.sql()
+    if not only.jobs.is_empty and _are_few(cx, only.jobs):
+        return "event INDEXED BY event_job", only.sql()
+    hint = "INDEXED BY event_time" if order.lstrip("-") in ("", "timestamp") else "NOT INDEXED"
+    return f"event {hint}", only.sql(is_ordered=True)
+
+
+def _are_few(cx: sqlite3.Connection, jobs: Conditions) -> bool:
+    """Return whether few jobs meet these conditions."""
+    sql, parameters = jobs.sql()
+    source = f"job WHERE {sql}"
+    if jobs.tags and not jobs.is_named:
+        source, parameters = jobs.along_tag()
+    counted = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT {_FEW_JOBS + 1})"
+    return int(execute(cx, counted, parameters).fetchone()[0]) <= _FEW_JOBS
+
+
+def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY) -> int:
+    """Return the number of matching events, ignoring `after`."""
+    return count_rows(cx, _on_events(cx, where))
+
+
+#: (timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING else None, when the
+#: program of a run that ends was started if that is known, 0 if it never was, number)
+EventTuple = Sequence[Any]
+
+
+def event_page(
+    cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY, after: int = 0, touching: Sequence[str] = ()
+) -> list[EventTuple]:
+    """Return some thousands of the matching events with numbers above `after`, by number, as `EventTuple`.
+
+    With `touching`, only events that leave or enter one of these states.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError.
+    """
+    touched = [{"$or": [{"from_state__in": touching}, {"to_state__in": touching}]}] if touching else []
+    table, (sql, parameters) = _source(cx, _on_events(cx, {**where, "$and": [*where.get("$and", ()), *touched]}), "id")
+    query = f"""SELECT event.time, event.from_state, event.to_state, event.job, {WEIGHT}, {_BEGAN}, event.id
+        FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_EVENTS_PER_PAGE}"""
+    return execute(cx, query, (*parameters, min(after, LARGEST))).fetchall()

@@ -1,7 +1,7 @@
 """The table of commands, each imported when it is called, and the options as Balsam 0.3 took them.
 
 Balsam 0.3 parsed with argparse: its users type `--hist` for `--history` and several words after `--args`. These are rewritten
-here into what click reads; the class of an option tells whether it takes several words.
+here into what click reads; the class of an option determines whether it takes several words.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -124,17 +123,10 @@ class _Helpful(click.Command):
         return self._own_help
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _naming_nearest(self, ctx):
+        try:
             return super().parse_args(ctx, args)
-
-
-@contextmanager
-def _naming_nearest(command: click.Command, ctx: click.Context) -> Iterator[None]:
-    """Raise click's error about an unknown option as ours."""
-    try:
-        yield
-    except click.NoSuchOption as exc:
-        raise click.UsageError(no_such_option(exc.option_name, command.get_params(ctx)), exc.ctx) from None
+        except click.NoSuchOption as exc:
+            raise click.UsageError(no_such_option(exc.option_name, self.get_params(ctx)), exc.ctx) from None
 
 
 def no_such_option(name: str, parameters: Iterable[click.Parameter]) -> str:
@@ -154,7 +146,7 @@ def _show_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> 
 class LazyGroup(_Helpful, click.Group):
     """`balsam` itself: knows the names of its commands, and imports one when it is called.
 
-    Some names have two words, such as `job create`, beside the command `job`, which takes options only.
+    Some names have two words, such as `job create`, besides the command `job`, which takes options only.
     """
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -296,15 +288,15 @@ class BalsamCommand(_Helpful):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
-        beside = _beside(ctx)
-        if beside:
+        below = _below(ctx)
+        if below:
             with formatter.section("Commands"):
-                formatter.write_dl([(name, entry.summary) for name, entry in beside.items()])
+                formatter.write_dl([(name, entry.summary) for name, entry in below.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import CompletionItem
 
-        words = [(name.split()[1], entry.summary) for name, entry in _beside(ctx).items()]
+        words = [(name.split()[1], entry.summary) for name, entry in _below(ctx).items()]
         items = [CompletionItem(word, help=summary) for word, summary in words if word.startswith(incomplete)]
         return items + super().shell_complete(ctx, incomplete)
 
@@ -314,17 +306,14 @@ class BalsamCommand(_Helpful):
         return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # a shell completes the last word
-            return super().parse_args(ctx, args)
-        if not self.takes_any_bytes:
-            _refuse_broken_text(ctx, args)
-        words = WordsRewriter(ctx, self.get_params(ctx)).rewritten(args)
-        with _naming_nearest(self, ctx):
-            _refuse_doubles(ctx, self.make_parser(ctx).parse_args(list(words))[2])
-        return super().parse_args(ctx, words)
+        if not ctx.resilient_parsing:  # else a shell completes the last word
+            if not self.takes_any_bytes:
+                _refuse_broken_text(ctx, args)
+            args = WordsRewriter(ctx, self.get_params(ctx)).rewritten(args)
+        return super().parse_args(ctx, args)
 
 
-def _beside(ctx: click.Context) -> dict[str, Entry]:
+def _below(ctx: click.Context) -> dict[str, Entry]:
     """Return the commands of two words of which the first is this command."""
     return {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{ctx.info_name} ")}
 
@@ -351,13 +340,6 @@ def _refuse_broken_text(ctx: click.Context, words: Sequence[str]) -> None:
             raise click.UsageError(f"This argument is not valid UTF-8: {word!a}", ctx)
 
 
-def _refuse_doubles(ctx: click.Context, given: Sequence[click.Parameter]) -> None:
-    conditions = [option for option in given if isinstance(option, ConditionOption)]
-    for option in conditions:
-        if conditions.count(option) > 1:
-            raise click.UsageError(f"Option {option.opts[-1]} is given twice, and takes one value.", ctx)
-
-
 def _attached(name: str, value: str) -> list[str]:
     """Return an option with its value so that click takes a value that looks like an option, too."""
     return [f"{name}={value}"] if name.startswith("--") else [name, value]
@@ -369,6 +351,7 @@ class WordsRewriter:
     def __init__(self, ctx: click.Context, parameters: Sequence[click.Parameter]) -> None:
         self._ctx = ctx
         self._options: dict[str, click.Option] = {}
+        self._conditions: set[click.Option] = set()  # that were given
         for parameter in parameters:
             if isinstance(parameter, click.Option):
                 self._options.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), parameter))
@@ -388,9 +371,17 @@ class WordsRewriter:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         found = self._find(name)
+        self._refuse_double(found or word[:2])
         if found is None:
             return [word]
         return [f"{found}={value}"] if equals else self._with_value(found, rest)
+
+    def _refuse_double(self, name: str) -> None:
+        option = self._options.get(name)
+        if isinstance(option, ConditionOption):
+            if option in self._conditions:
+                raise click.UsageError(f"Option {option.opts[-1]} is given twice, and takes one value.", self._ctx)
+            self._conditions.add(option)
 
     def _with_value(self, name: str, rest: list[str]) -> list[str]:
         """Return the option `name` with its value, which is removed from `rest`."""

@@ -9,7 +9,7 @@ done: Slurm signals children before their parents, and a script whose program wa
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..core import states
 from ..core.clock import SECOND_US, Clock
@@ -35,13 +35,6 @@ def hold_back_s(has_failed: bool, ran_s: float, exit_grace_s: float) -> float:
     return seconds if seconds >= _MIN_GRACE_S else 0.0
 
 
-class PendingExit(NamedTuple):
-    """A run that has ended, and when to report it, on the monotonic clock."""
-
-    finished: Finished
-    until: float
-
-
 class ExitGraceRunner:
     """See `Runner`. A failed run keeps its place for `exit_grace_s` seconds; a broken node breaks no more jobs in that time. A
     successful exit is held back for a small part of the time that it ran, and its place is free at once.
@@ -51,7 +44,7 @@ class ExitGraceRunner:
 
     def __init__(self, runner: Runner, clock: Clock, exit_grace_s: float) -> None:
         self._runner, self._clock, self._exit_grace_s = runner, clock, exit_grace_s
-        self._pending: list[PendingExit] = []
+        self._pending: list[tuple[Finished, float]] = []  # held back, and when to report them, on the monotonic clock
         self._settled: list[Finished] = []
         self._asked: dict[int, tuple[str, int]] = {}  # jobs that are to be stopped, what they count as, and since when
 
@@ -62,7 +55,7 @@ class ExitGraceRunner:
     @property
     def jobs(self) -> set[int]:
         """Return the jobs that run and are not being stopped, and those whose ends are held back."""
-        return self._runner.jobs | {pending.finished.exit.job for pending in self._pending}
+        return self._runner.jobs | {finished.exit.job for finished, _ in self._pending}
 
     def __len__(self) -> int:
         return len(self._runner) + len(self._pending) + len(self._settled)
@@ -76,8 +69,8 @@ class ExitGraceRunner:
         """Return the ended runs, but not those held back; for successful held-back runs report only their free placement."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
-        ends += [pending.finished for pending in self._pending if now >= pending.until]
-        self._pending = [pending for pending in self._pending if now < pending.until]
+        ends += [finished for finished, until in self._pending if now >= until]
+        self._pending = [pending for pending in self._pending if now < pending[1]]
         for finished in self._runner.poll():
             if finished.is_doubted:  # the place alone, of a job that may run elsewhere by now
                 ends.append(finished)
@@ -91,7 +84,7 @@ class ExitGraceRunner:
                 if not _failed(finished):
                     ends.append(finished._replace(is_doubted=True))
                     finished = finished._replace(place=None, is_repeated=True)
-                self._pending.append(PendingExit(finished, now + hold_back_s))
+                self._pending.append((finished, now + hold_back_s))
             else:
                 ends.append(finished)
         return ends
@@ -106,8 +99,8 @@ class ExitGraceRunner:
         """End those jobs; report those that have ended a moment ago as `result`, too."""
         kept, now_us = [], self._clock.now_us()
         for pending in self._pending:
-            if pending.finished.exit.job in jobs:
-                self._settled.append(_settled(pending.finished, result, now_us))
+            if pending[0].exit.job in jobs:
+                self._settled.append(_settled(pending[0], result, now_us))
             else:
                 kept.append(pending)
         self._pending = kept

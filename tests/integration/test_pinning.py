@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from launching import Bench
 
 from balsam_lite.cli.main import main
-from balsam_lite.core.errors import SettingsError
+from balsam_lite.core.errors import SettingsError, SpawnFailed
 from balsam_lite.db.query import wait_reasons
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.launcher.exec import hardware, invocation, spawn_helper
@@ -111,9 +111,9 @@ def test_the_helper_that_starts_a_pinned_program_keeps_its_own_cpus(tmp_path: Pa
     os.waitpid(spawn_helper.spawn(request, {}), 0)
     assert (tmp_path / "out").read_text().split() == ["Cpus_allowed_list:", str(last)]
     assert tuple(sorted(os.sched_getaffinity(0))) == hardware.cpu_numbers()
-    with pytest.raises(spawn_helper.StartFailed) as caught:
+    with pytest.raises(SpawnFailed) as caught:
         spawn_helper.spawn(request._replace(cpus=(1000,)), {})
-    assert caught.value.words == "it cannot be pinned to CPU 1000: Invalid argument"
+    assert caught.value.message == "it cannot be pinned to CPU 1000: Invalid argument"
     assert os.sched_getaffinity(0) == set(hardware.cpu_numbers())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ...core.process_table import Process, command_of, is_detached, process_of, run_mark_of
 
@@ -25,11 +25,9 @@ class AdoptingRun(Protocol):
     is_kept: bool  # what it leaves is detached
 
 
-class Looked(NamedTuple):
-    """The changes since the last call of `Adopted.look`."""
-
-    over: list[int]  # the pids of adopted processes that have gone, and of ended runs of which nothing is left
-    fresh: list[tuple[Process, bytes]]  # adopted processes that are not detached, with their run marks as far as known
+#: The pids of adopted processes that are gone, and of ended runs of which nothing is left; and adopted processes that are not
+#: detached, with their run marks as far as known.
+Changes = tuple[list[int], list[tuple[Process, bytes]]]
 
 
 def _is_child(pid: int) -> bool:
@@ -47,19 +45,19 @@ class Adopted:
         self._owners: dict[int, int] = {}  # of each that is known, the pid of the run that has left it; 0: unknown
         self._ended: dict[int, AdoptingRun] = {}  # runs that have left something, by pid
 
-    def look(self, living: Mapping[int, AdoptingRun], ended: Iterable[AdoptingRun]) -> Looked:
-        """Return the processes adopted since the last call, and those that are gone.
+    def look(self, living: Mapping[int, AdoptingRun], ended: Iterable[AdoptingRun]) -> Changes:
+        """Look for processes adopted since the last call, and for those that are gone.
 
         Args:
             living: the runs of this process that have not been reaped, by pid.
             ended: those that have been reaped since the last call.
         """
         if self._fd < 0:
-            return Looked([], [])
+            return [], []
         just_ended = {run.pid: run for run in ended}
         adopted = self._children() - living.keys()
         if not adopted and not self._owners:  # the usual case
-            return Looked(list(just_ended), [])
+            return list(just_ended), []
         # The kernel's list may lack a child if another one ends while it is read, proc_pid_children(5).
         over = [pid for pid in self._owners.keys() - adopted if pid in living or not _is_child(pid)]
         for pid in over:
@@ -74,7 +72,7 @@ class Adopted:
                 run = living.get(owner) or self._ended.get(owner)
                 if not is_detached(pid) and not (run is not None and run.is_kept):
                     fresh.append((process, run.mark if run is not None else b""))
-        return Looked(over + self._forget_gone(), fresh)
+        return over + self._forget_gone(), fresh
 
     def _forget_gone(self) -> list[int]:
         """Forget the ended runs without remaining processes, and return their pids."""

@@ -22,15 +22,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import SpawnFailed
 from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
 from .adopted import Adopted
 from .run_file import RunFile, Writer
 
-# From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
-# (SIGNAL, key, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
+# From the launcher: (START, *Request), (QUEUE, *Request), (NOW, keys), (WITHDRAW, keys), (TELL, keys),
+# (SIGNAL, keys, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
 START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
 # To it: (STARTED, key, pid, started, started_us),
 # (ENDED, key, return code, ended_us, end, key of the successor or None, [(name, *Process) of what it has left] or None),
@@ -79,13 +79,6 @@ class Request(NamedTuple):
     prepare: bytes = b""  # pickled: (function, arguments) of what is to be done before
     cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
     lane: int = 0  # what is queued takes the place of a run of the same lane; 0: of none
-
-
-class StartFailed(Exception):
-    """A program cannot be started; holds the message and the error that caused it."""
-
-    def __init__(self, words: str, error: OSError | None = None) -> None:
-        self.words, self.error = words, error
 
 
 class HelperRun:
@@ -175,7 +168,7 @@ class Helper:
                 self._queues.setdefault(request.lane, deque()).append(request)
                 self._queued += 1
             elif kind == NOW:
-                for request in self._unqueue({words[0]}):
+                for request in self._unqueue(set(words[0])):
                     self._start(request)
             elif kind == WITHDRAW:
                 self._answer((WITHDRAWN, [request.key for request in self._unqueue(set(words[0]))]))
@@ -260,10 +253,9 @@ class Helper:
         started_us, tick = _now_us(), _boot_tick()
         try:
             pid = spawn(request, self._environ)
-        except StartFailed as exc:
-            error = exc.error
-            path = error.filename if error is not None and isinstance(error.filename, (str, bytes)) else None
-            self._answer((FAILED, request.key, exc.words, error and error.errno, path))
+        except SpawnFailed as exc:
+            code, path = (exc.__cause__.errno, exc.__cause__.filename) if isinstance(exc.__cause__, OSError) else (None, None)
+            self._answer((FAILED, request.key, exc.message, code, path if isinstance(path, (str, bytes)) else None))
             return False
         self._started_at = time.monotonic()
         self._look_at = min(self._look_at, self._started_at + _LOOK_PERIODS_S[0][1])
@@ -343,14 +335,13 @@ class Helper:
             if key in self._by_key:
                 self._by_key[key].end = TOLD
 
-    def _signal(self, key: int, number: int, is_group: bool) -> None:
-        """Signal a run that has not been reaped: until then no other process can have its pid."""
-        self._reap()
-        run = self._by_key.get(key)
-        if run is not None:
-            run.end = TOLD
-            with suppress(ProcessLookupError, PermissionError):
-                (os.killpg if is_group else os.kill)(run.pid, number)
+    def _signal(self, keys: list[int], number: int, is_group: bool) -> None:
+        """Signal those of these runs that have not been reaped: until then no other process can have their pids."""
+        self._tell(keys)
+        for key in keys:
+            if key in self._by_key:
+                with suppress(ProcessLookupError, PermissionError):
+                    (os.killpg if is_group else os.kill)(self._by_key[key].pid, number)
 
     # --- the launcher's end -------------------------------------------------------------------------------------------
 
@@ -394,7 +385,7 @@ class Helper:
 
 
 def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
-    """Start a program; return its pid. Raise StartFailed if that is impossible."""
+    """Start a program; return its pid. Raise SpawnFailed if that is impossible, from the OSError that is the cause, if any."""
     try:
         is_new = bool(request.root) and make_directory(request.directory, request.root)
         if request.prepare:
@@ -409,15 +400,15 @@ def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
         except FileExistsError:
             request = _renewed(request) if request.renew else request._replace(appends=True)
             return _start(request, environ)
-    except StartFailed:
+    except SpawnFailed:
         raise
     except (OSError, ValueError) as exc:
-        raise _explained(exc, request) from exc
-    except Exception as exc:
+        _explain(exc, request)
+    except Exception as exc:  # noqa: BLE001  # preparing a job may raise anything
         error: BaseException | None = exc
         while error is not None and not isinstance(error, OSError):
             error = error.__cause__
-        raise StartFailed(getattr(exc, "message", "") or str(exc) or type(exc).__name__, error) from exc
+        raise SpawnFailed(getattr(exc, "message", "") or str(exc) or type(exc).__name__) from error
 
 
 def make_directory(path: str, root: str) -> bool:
@@ -461,7 +452,7 @@ def _start(request: Request, environ: Mapping[bytes, bytes]) -> int:
     try:
         os.sched_setaffinity(0, request.cpus)
     except OSError as exc:
-        raise StartFailed(f"it cannot be pinned to CPU {', '.join(map(str, request.cpus))}: {exc.strerror}", exc) from exc
+        raise SpawnFailed(f"it cannot be pinned to CPU {', '.join(map(str, request.cpus))}: {exc.strerror}") from exc
     try:
         return _spawn(request, environ)
     finally:
@@ -512,27 +503,28 @@ def _spawn_by_subprocess(request: Request, variables: Mapping[bytes, bytes], fla
     return child.pid
 
 
-def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
+def _explain(exc: OSError | ValueError, request: Request) -> NoReturn:
+    """Raise SpawnFailed: why the program could not be started."""
     if not isinstance(exc, OSError):
-        return StartFailed(f"{request.program} cannot be started: {exc}")
+        raise SpawnFailed(f"{request.program} cannot be started: {exc}")
     # posix_spawn does not tell which path failed: check whether it was the directory or the output file.
     path = os.path.join(request.directory, request.output)
     error = OSError(exc.errno, exc.strerror, request.program)  # for the check whether the machine is to blame
     if not os.path.isdir(request.directory):
         error.filename = request.directory
-        return StartFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}", error)
+        raise SpawnFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}") from error
     try:
         os.close(os.open(path, OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
     except OSError as at_output:
         error.filename = path
-        return StartFailed(f"the output file {path} cannot be written: {at_output.strerror}", error)
+        raise SpawnFailed(f"the output file {path} cannot be written: {at_output.strerror}") from error
     if exc.errno == errno.ENOEXEC:
         words = "cannot be executed: it is no program, and its first line is no #! line"
     elif exc.errno == errno.ENOENT and os.path.exists(os.path.join(request.directory, request.program)):
         words = "cannot be executed: the interpreter in its #! line does not exist"
     else:
         words = f"cannot be executed: {exc.strerror}"
-    return StartFailed(f"{request.program} {words}", error)
+    raise SpawnFailed(f"{request.program} {words}") from error
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -110,19 +110,22 @@ class HelperChannel:
 
     def start_queued(self, key: int) -> None:
         """Start a queued program at once, if it has not been started yet."""
-        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.NOW, keys[0]))
+        self._send_about([key], spawn_helper.NOW)
 
     def withdraw(self, keys: Collection[int]) -> None:
         """Withdraw those queued programs; the answer for each one that has not started is Withdrawn."""
-        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.WITHDRAW, keys))
+        self._send_about(keys, spawn_helper.WITHDRAW)
 
     def tell(self, keys: Collection[int]) -> None:
         """Mark these programs as told to stop."""
-        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.TELL, keys))
+        self._send_about(keys, spawn_helper.TELL)
 
     def signal(self, key: int, number: int, is_group: bool = False) -> None:
         """Signal a program, or its whole process group, unless it has ended. It counts as told to stop."""
-        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.SIGNAL, keys[0], int(number), is_group))
+        self._send_about([key], spawn_helper.SIGNAL, int(number), is_group)
+
+    def _send_about(self, keys: Collection[int], kind: int, *more: object) -> None:
+        self._spawner.send_about([self.wire(key) for key in keys], kind, *more)
 
     def put(self, answer: Answer) -> None:
         """Add an answer for `answers`."""
@@ -247,7 +250,7 @@ class Spawner:
             self._where[request.key] = helper
             self._send(helper, (kind, *request))
 
-    def send_about(self, keys: Collection[int], words: Any) -> None:
+    def send_about(self, keys: Collection[int], kind: int, *more: object) -> None:
         """Send a message about programs to those helpers that have them."""
         with self._lock:
             by_helper: dict[int, tuple[HelperProcess, list[int]]] = {}
@@ -256,7 +259,7 @@ class Spawner:
                 if helper is not None:
                     by_helper.setdefault(id(helper), (helper, []))[1].append(key)
             for helper, its in by_helper.values():
-                self._send(helper, words(its))
+                self._send(helper, (kind, its, *more))
 
     def beat(self) -> None:
         """Tell the helpers that the launcher has just written its heartbeat."""

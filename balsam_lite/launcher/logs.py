@@ -30,7 +30,8 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: 
     path = os.path.join(db_directory, directories.LOG, f"{kind}_{stamp}_{os.getpid()}.log")
     formatter = logging.Formatter(_FORMAT, _DATE)
     root = logging.getLogger("balsam_lite")
-    root.setLevel(_level(settings.LOG_HANDLER_LEVEL))
+    level = logging.getLevelName(settings.LOG_HANDLER_LEVEL.upper())
+    root.setLevel(level if isinstance(level, int) else logging.INFO)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = logging.handlers.RotatingFileHandler(
@@ -56,8 +57,3 @@ class _ToStderr(logging.Handler):
             daemon.write_stderr(self.format(record) + "\n")
         except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
-
-
-def _level(name: str) -> int:
-    level = logging.getLevelName(name.upper())
-    return level if isinstance(level, int) else logging.INFO

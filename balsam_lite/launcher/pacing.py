@@ -34,12 +34,12 @@ class EndRate:
         ran_s = 0.0 if ended.started_us is None else (ended.ended_us - ended.started_us) / 1e6
         self._ends.append((now, min(max(ran_s, 0.0), now - self._began), shape))
 
-    def expected(self, seconds: float, shape: Shape | None = None) -> int:
-        """Return how many runs, of that shape or of all, will probably end within `seconds`."""
+    def expected(self, seconds: float, shape: Shape) -> int:
+        """Return how many runs of that shape will probably end within `seconds`."""
         now = self._monotonic()
         while self._ends and now - self._ends[0][0] > self._MEMORY_S:
             self._ends.popleft()
-        ends = self._ends if shape is None else [end for end in self._ends if end[2] == shape]
+        ends = [end for end in self._ends if end[2] == shape]
         if len(ends) < 2 or now - ends[-1][0] > self._SILENCE_S:
             return 0
         ended, ran_s, _ = ends[0]

@@ -155,12 +155,9 @@ def _environment(strict: bool) -> jinja2.Environment:
     import jinja2
 
     undefined = jinja2.StrictUndefined if strict else jinja2.ChainableUndefined
-    return jinja2.Environment(undefined=undefined, finalize=_marked, autoescape=False)
-
-
-def _marked(value: Any) -> str:
-    """Return the marked text that jinja2 inserts for a value."""
-    return f"{PLACEHOLDER}{_text(value)}{PLACEHOLDER}"
+    return jinja2.Environment(
+        undefined=undefined, finalize=lambda value: f"{PLACEHOLDER}{_text(value)}{PLACEHOLDER}", autoescape=False
+    )
 
 
 def _text(value: Any) -> str:
@@ -192,14 +189,21 @@ def _broken(text: str, exc: Exception) -> TemplateError:
 
 #: A line in which nothing but quotes has a meaning to a shell.
 _PLAIN_LINE = re.compile(r"""(?:[^\s'"\\$`|&;<>()*?\[\]{}~#]|[ \t]|'[^']*'|"[^"$`\\]*")*""")
-#: bash's reserved words, and those of its builtin commands that no program does as well or that evaluate a word.
-_SHELL_WORDS = frozenset((
-    "!", "[[", "{", "}", "(", ")", "if", "then", "elif", "else", "fi", "case", "esac", "for", "select", "while", "until",
-    "do", "done", "in", "function", "time", "coproc", ".", ":", "alias", "bg", "bind", "break", "builtin", "caller", "cd",
-    "command", "compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "enable", "eval", "exec", "exit",
-    "export", "fc", "fg", "getopts", "hash", "help", "history", "jobs", "let", "local", "logout", "mapfile", "popd",
-    "printf", "pushd", "read", "readarray", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test",
-    "times", "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
+#: A command begins after these words, as at the beginning of a line. Options of `time` and `command` may precede it.
+_BEFORE_COMMANDS = frozenset((
+    "!", "{", "if", "then", "elif", "else", "while", "until", "do", "in", "time", "coproc", "command", "builtin",
+))  # fmt: skip
+#: Builtin commands whose arguments are code or names of variables, or that have options which take one.
+_EVALUATING = frozenset((
+    "alias", "bind", "compgen", "complete", "declare", "enable", "eval", "fc", "getopts", "let", "local", "mapfile", "read",
+    "readarray", "trap", "typeset", "unset", "wait",
+))  # fmt: skip
+#: bash's other reserved words, and those of its builtin commands that no program does as well.
+_SHELL_WORDS = _BEFORE_COMMANDS | _EVALUATING | frozenset((
+    "[[", "}", "(", ")", "fi", "case", "esac", "for", "select", "done", "function", ".", ":", "bg", "break", "caller", "cd",
+    "compopt", "continue", "dirs", "disown", "exec", "exit", "export", "fg", "hash", "help", "history", "jobs", "logout",
+    "popd", "printf", "pushd", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test", "times", "type", "ulimit",
+    "umask", "unalias",
 ))  # fmt: skip
 
 
@@ -542,15 +546,6 @@ class _EndOfCertainty(Exception):
 
 # --- what bash evaluates ----------------------------------------------------------------------------------------------
 
-#: A command begins after these words, as at the beginning of a line. Options of `time` and `command` may precede it.
-_BEFORE_COMMANDS = frozenset((
-    "!", "{", "if", "then", "elif", "else", "while", "until", "do", "in", "time", "coproc", "command", "builtin",
-))  # fmt: skip
-#: Builtin commands whose arguments are code or names of variables, or that have options which take one.
-_EVALUATING = frozenset((
-    "alias", "bind", "compgen", "complete", "declare", "enable", "eval", "fc", "getopts", "let", "local", "mapfile", "read",
-    "readarray", "trap", "typeset", "unset", "wait",
-))  # fmt: skip
 _RUNNING = frozenset(("alias", "eval", "trap"))
 _DECLARING = frozenset(("declare", "local", "typeset"))
 _EVALUATING_OPTION = re.compile(r"[-+]\w*[in]")

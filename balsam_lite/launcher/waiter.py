@@ -18,8 +18,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary, finalize
 
@@ -331,14 +330,11 @@ class Waiter:
     def pause(self, deadline: float | None = None) -> None:
         """Sleep until the next look is due or `deadline` (monotonic clock) has come; report why nothing happens."""
         for reporter in self._reporters.values():
-            reporter.report(partial(self._unfinished, reporter.directory))
+            reporter.report(self._pending)
         now = time.monotonic()
         pause_s = max(self._pause_s, min((feed.due_s(self._poll_s) for feed in self._feeds), default=0.0) - now)
         self._pause_s = min(_GROWTH * self._pause_s, MAX_PAUSE_S)
         self._wake.wait(pause_s if deadline is None else max(0.0, min(pause_s, deadline - now)))
-
-    def _unfinished(self, directory: str) -> list[int]:
-        return [status.number for status in self._pending if status.place == directory]
 
 
 # --- registering this process, and explaining silence -----------------------------------------------------------------
@@ -478,15 +474,15 @@ class QuietReporter:
         self._quiet_since = time.monotonic()
         self._look_at = self._quiet_since + QUIET_S
 
-    def report(self, numbers: Callable[[], list[int]]) -> None:
-        """Print the reason when nothing has happened for long; `numbers` returns the jobs that are waited for."""
+    def report(self, pending: Iterable[JobStatus]) -> None:
+        """Print the reason when nothing has happened for long to those of these jobs that are in this DB."""
         now = time.monotonic()
         self._registration.beat()
         if now < self._look_at:
             return
         quiet_s = now - self._quiet_since
         self._look_at = now + min(quiet_s, _MAX_QUIET_S)
-        jobs = numbers()
+        jobs = [status.number for status in pending if status.place == self.directory]
         why = self._reason(jobs)
         if not why or (why == self._reported and now - self._reported_at < _REPEAT_S):
             return

@@ -175,7 +175,10 @@ class Worker:
                 self._runner.start(claim, place)
             except Exception as exc:  # one bad job fails alone
                 log.exception("Job %s: unexpected error at its start.", claim.label)
-                self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
+                message = f"The job could not be started: unexpected {type(exc).__name__}: {exc}"
+                now_us = self._clock.now_us()
+                run = RunResult(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, now_us)
+                self._channel.send(HEAD, *messages.ended(run))
         for finished in self._runner.poll():
             self._channel.send(HEAD, *messages.ended(finished.exit, finished.trouble))
 
@@ -189,10 +192,6 @@ class Worker:
                 )
         self._to_start = deque(one for one in self._to_start if one[0].job not in wanted)
         self._runner.stop(wanted, result, grace_s)
-
-    def _refuse(self, claim: Claim, result: str, message: str) -> None:
-        run = RunResult(claim.job, claim.attempt, result, None, message, None, self._clock.now_us())
-        self._channel.send(HEAD, *messages.ended(run))
 
     def _pause(self) -> float:
         if self._to_start:

@@ -71,7 +71,10 @@ def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
 
 def _local_sources(path: str, workdir: str) -> Iterator[str]:
     """Yield the files and directories that a path with globs names."""
-    found = _expand_path(path)
+    if os.path.lexists(path):  # with any characters in its name
+        found = [os.path.normpath(path)]
+    else:
+        found = [os.path.join("/", name) for name in matching("/", parts_of(path))]
     for source in found:
         if not os.path.exists(source):
             raise StagingFailed(f"{shown(source)} is a link that leads nowhere")
@@ -80,12 +83,6 @@ def _local_sources(path: str, workdir: str) -> Iterator[str]:
         yield source
     if not found:
         raise StagingFailed(f"nothing matches {shown(path)}" if MAGIC.search(path) else f"there is no {shown(path)}")
-
-
-def _expand_path(path: str) -> list[str]:
-    if os.path.lexists(path):  # with any characters in its name
-        return [os.path.normpath(path)]
-    return [os.path.join("/", found) for found in matching("/", parts_of(path))]
 
 
 # --- taking away ------------------------------------------------------------------------------------------------------
@@ -118,15 +115,11 @@ def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancel
             if named:
                 _upload_all(list(named.values()), place, workdir, run, cancelled)
             return StagedOut(len(named), unmatched)
-        named = _by_name(path for path in sources if not (contains(path, place) or _is_at(path, place)))
+        there = {path: os.path.join(place, os.path.basename(path)) for path in sources}
+        named = _by_name(path for path in sources if not (contains(path, place) or is_same(path, there[path])))
         if named:
             os.makedirs(place, exist_ok=True)
         return StagedOut(copy_all(named, place, cancelled) if named else 0, unmatched)
-
-
-def _is_at(path: str, place: str) -> bool:
-    """Return whether the copy of `path` in directory `place` would be the file itself."""
-    return is_same(path, os.path.join(place, os.path.basename(path)))
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:

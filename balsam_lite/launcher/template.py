@@ -202,8 +202,8 @@ _EVALUATING = frozenset((
 _SHELL_WORDS = _BEFORE_COMMANDS | _EVALUATING | frozenset((
     "[[", "}", "(", ")", "fi", "case", "esac", "for", "select", "done", "function", ".", ":", "bg", "break", "caller", "cd",
     "compopt", "continue", "dirs", "disown", "exec", "exit", "export", "fg", "hash", "help", "history", "jobs", "logout",
-    "popd", "printf", "pushd", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test", "times", "type", "ulimit",
-    "umask", "unalias",
+    "popd", "printf", "pushd", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test", "times", "type",
+    "ulimit", "umask", "unalias",
 ))  # fmt: skip
 
 

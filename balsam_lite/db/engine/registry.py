@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core import files
 from ...core.errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite
@@ -20,8 +20,6 @@ from .filesystem import failure
 
 if TYPE_CHECKING:
     import queue
-
-_T = TypeVar("_T")
 
 FILE_NAME = "databases.json"
 #: Seconds to wait for others that modify the file.
@@ -77,7 +75,7 @@ def known(*, gone: bool = False) -> list[SiteEntry]:
     Raises:
         BalsamError: the file cannot be read.
     """
-    entries = _read().entries
+    entries = _read().entries()
     if gone:
         return entries
     unresponsive(entry.path for entry in entries if not entry.is_remote)  # all at once; cached for `is_there`
@@ -149,17 +147,15 @@ def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> Si
         DuplicateSite: another site has the name. InvalidSpec: it is not a valid name. BalsamError: the file cannot be written.
     """
 
-    def change(found: _File) -> SiteEntry:
-        there = next((entry for entry in found.entries if (entry.host, entry.path) == (host, path)), None)
-        others = [entry for entry in found.entries if entry is not there]
+    def change(entries: list[SiteEntry], number: int) -> list[SiteEntry]:
+        there = next((entry for entry in entries if (entry.host, entry.path) == (host, path)), None)
+        others = [entry for entry in entries if entry is not there]
         if there and not name:
-            return there
+            return entries
         chosen = _checked(name, others) if name else _free_name(os.path.basename(path), others)
-        made = SiteEntry(there.number if there else found.next_number(), chosen, path, host, balsam)
-        found.put(made)
-        return made
+        return [*others, SiteEntry(there.number if there else number, chosen, path, host, balsam)]
 
-    return _changed(change)
+    return next(entry for entry in _changed(change) if (entry.host, entry.path) == (host, path))
 
 
 def check_new(name: str, path: str, host: str) -> None:
@@ -169,22 +165,30 @@ def check_new(name: str, path: str, host: str) -> None:
 
 def rename(number: int, name: str) -> SiteEntry:
     """Rename a site. Raises DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite, BalsamError."""
-    return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(name=_checked(name, others))))
+    return _replaced(number, lambda entry, others: entry._replace(name=_checked(name, others)))
 
 
 def move(number: int, path: str) -> SiteEntry:
     """Record the new directory of a site. Raises UnknownSite, BalsamError."""
-    return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(path=path)))
+    return _replaced(number, lambda entry, others: entry._replace(path=path))
+
+
+def _replaced(number: int, change: Callable[[SiteEntry, list[SiteEntry]], SiteEntry]) -> SiteEntry:
+    """Replace the site of that number by what `change` makes of it and the other sites; return that."""
+
+    def replace(entries: list[SiteEntry], _: int) -> list[SiteEntry]:
+        found = next((entry for entry in entries if entry.number == number), None)
+        if found is None:
+            raise UnknownSite(f"There is no site with the number {number} (any more).")
+        others = [entry for entry in entries if entry is not found]
+        return [*others, change(found, others)]
+
+    return next(entry for entry in _changed(replace) if entry.number == number)
 
 
 def forget(*numbers: int) -> None:
     """Remove sites from the registry; the DBs themselves stay. A missing one is no error. Raises BalsamError."""
-    gone = set(numbers)
-
-    def change(found: _File) -> None:
-        found.entries = [entry for entry in found.entries if entry.number not in gone]
-
-    _changed(change)
+    _changed(lambda entries, _: [entry for entry in entries if entry.number not in numbers])
 
 
 _NAME = re.compile(r"[^\s,/][^,/\n]*\Z")
@@ -215,111 +219,97 @@ def _free_name(wanted: str, others: list[SiteEntry]) -> str:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-class _File:
-    """The contents of the file, including fields of newer versions, which are preserved."""
-
-    def __init__(self, entries: list[SiteEntry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
-        self.entries, self.last = entries, last
-        self._more, self._more_of = more, more_of
-
-    def next_number(self) -> int:
-        self.last += 1
-        return self.last
-
-    def put(self, made: SiteEntry) -> None:
-        self.entries = sorted([*(entry for entry in self.entries if entry.number != made.number), made])
-
-    def replace(self, number: int, change: Callable[[SiteEntry, list[SiteEntry]], SiteEntry]) -> SiteEntry:
-        for entry in self.entries:
-            if entry.number == number:
-                made = change(entry, [other for other in self.entries if other is not entry])
-                self.put(made)
-                return made
-        raise UnknownSite(f"There is no site with the number {number} (any more).")
-
-    def plain(self) -> dict[str, Any]:
-        """Return the contents as JSON types."""
-        sites = [{**self._more_of.get(entry.number, {}), **_plain(entry)} for entry in self.entries]
-        return {**self._more, "last": self.last, "sites": sites}
-
-
 def _path() -> str:
     return os.path.join(home(), FILE_NAME)
+
+
+class _File(NamedTuple):
+    """The contents of the file."""
+
+    sites: dict[int, dict[str, Any]]  # by number; each with its fields of newer versions, which are preserved
+    last: int  # the largest number ever given
+    more: dict[str, Any]  # further fields of newer versions
+
+    def entries(self) -> list[SiteEntry]:
+        """Return the sites in order of their numbers. Raise ValueError, KeyError or TypeError if one is invalid."""
+        return sorted(map(_entry, self.sites.values()))
 
 
 def _read() -> _File:
     try:
         with open(_path(), encoding="utf-8") as file:
             found = json.load(file)
-        return _of_paths(found) if isinstance(found, list) else _of_sites(found)
+        if isinstance(found, list):  # of paths, as older versions stored it
+            found = _of_paths(found)
+        if not isinstance(found, dict) or not isinstance(found["sites"], list):
+            raise ValueError("it holds no sites")
+        sites = {one["id"]: one for one in found["sites"]}
+        if len(sites) < len(found["sites"]):
+            raise ValueError("two sites have one number")
+        more = {key: value for key, value in found.items() if key not in ("last", "sites")}
+        contents = _File(
+            sites, max([int(found.get("last", 0)), *(entry.number for entry in map(_entry, sites.values()))]), more
+        )
     except FileNotFoundError:
-        return _File([], 0, {}, {})
+        return _File({}, 0, {})
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
         said = f"there is no {exc}" if isinstance(exc, KeyError) else exc
         raise BalsamError(
             f"{_path()} cannot be read: {said}", hint="Fix the file, or move it away and `balsam init` its DBs again."
         ) from exc
+    return contents
 
 
-def _of_paths(found: list[Any]) -> _File:
-    """Return the contents from a list of paths, as older versions stored it."""
+def _of_paths(found: list[Any]) -> dict[str, Any]:
     entries: list[SiteEntry] = []
     for number, path in enumerate(found, 1):
-        if not isinstance(path, str) or not _is_path(path):
+        if not isinstance(path, str):
             raise ValueError(f"{path!r} is no path")
         entries.append(SiteEntry(number, _free_name(os.path.basename(path), entries), path))
-    return _File(entries, len(entries), {}, {})
+    return {"sites": list(map(_plain, entries))}
 
 
-def _is_path(text: str) -> bool:
-    """Return whether the text can be passed to the system as a path."""
+def _entry(one: dict[str, Any]) -> SiteEntry:
+    entry = SiteEntry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
+    if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]):
+        raise ValueError(f"{one!r} is no site")
     try:
-        return bool(text) and b"\0" not in os.fsencode(text)
+        is_path = bool(entry.path) and b"\0" not in os.fsencode(entry.path)
     except UnicodeEncodeError:
-        return False
+        is_path = False
+    if not is_path:
+        raise ValueError(f"{entry.path!r} is no path")
+    return entry
 
 
-_KEYS = ("id", "name", "path", "host", "balsam")
+def _plain(entry: SiteEntry) -> dict[str, Any]:
+    there = {"host": entry.host, "balsam": entry.balsam} if entry.is_remote else {}
+    return {"id": entry.number, "name": entry.name, "path": entry.path, **there}
 
 
-def _of_sites(found: dict[str, Any]) -> _File:
-    if not isinstance(found, dict) or not isinstance(found["sites"], list):
-        raise ValueError("it holds no sites")
-    entries, more_of = [], {}
-    for one in found["sites"]:
-        entry = SiteEntry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
-        if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]) or entry.number in more_of:
-            raise ValueError(f"{one!r} is no site")
-        if not _is_path(entry.path):
-            raise ValueError(f"{entry.path!r} is no path")
-        entries.append(entry)
-        more_of[entry.number] = {key: value for key, value in one.items() if key not in _KEYS}
-    more = {key: value for key, value in found.items() if key not in ("last", "sites")}
-    return _File(sorted(entries), max([int(found.get("last", 0)), *more_of]), more, more_of)
+def _changed(change: Callable[[list[SiteEntry], int], list[SiteEntry]]) -> list[SiteEntry]:
+    """Let `change` return the new sites, from the present ones and the next number; write them, under the lock.
 
-
-def _changed(change: Callable[[_File], _T]) -> _T:
-    """Let `change` modify the contents of the file, under the lock; return its result."""
+    Raises:
+        BalsamError: the file cannot be read or written.
+    """
     try:
         os.makedirs(home(), exist_ok=True)
         with files.locked(_path() + ".lock", _LOCK_TIMEOUT_S):
             found = _read()
-            before = found.plain()
-            answer = change(found)
-            if found.plain() != before:
-                files.write_json_atomic(_path(), found.plain())
-            return answer
+            before = found.entries()
+            after = sorted(change(before, found.last + 1))
+            if after != before:
+                sites = [{**found.sites.get(entry.number, {}), **_plain(entry)} for entry in after]
+                last = max(found.last, *(entry.number for entry in after)) if after else found.last
+                files.write_json_atomic(_path(), {**found.more, "last": last, "sites": sites})
+            return after
     except TimeoutError as exc:
         raise BalsamError(f"{_path()} is locked by another process for more than {_LOCK_TIMEOUT_S} s.") from exc
     except files.LocksUnsupported as exc:
         raise BalsamError(f"{home()} is on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
     except OSError as exc:
         raise BalsamError(f"{home()} cannot be written: {failure(exc, home())}") from exc
-
-
-def _plain(entry: SiteEntry) -> dict[str, Any]:
-    there = {"host": entry.host, "balsam": entry.balsam} if entry.is_remote else {}
-    return {"id": entry.number, "name": entry.name, "path": entry.path, **there}
 
 
 # --- unresponsive file systems ----------------------------------------------------------------------------------------

@@ -586,6 +586,15 @@ def test_the_plan_survives_the_command_line() -> None:
         assert RankPlan.from_text(plan.as_text()) == plan
 
 
+def test_the_plan_of_ten_thousand_nodes_fits_into_one_argument() -> None:
+    names = tuple(f"nid{number:06d}" for number in range(3, 30_003, 3))
+    batch = Allocation("SlurmScheduler", "12", len(names), names)
+    batch = batch._replace(node_cpus=(64,) * len(names), node_gpus=NodeGpus({name: tuple("0123") for name in names}, True))
+    plan = RankPlan("/db", len(names), 10.0, LauncherOptions(), batch)
+    assert RankPlan.from_text(plan.as_text()) == plan
+    assert len(plan.as_text()) < 128 * 1024  # MAX_ARG_STRLEN of execve(2), Linux
+
+
 # --- MPI that fails ---------------------------------------------------------------------------------------------------
 
 

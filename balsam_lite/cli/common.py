@@ -130,7 +130,7 @@ def _warn_once(answers: fanout.Answers) -> None:
         return
     named = [f"{entry.name} ({_shortened(fanout.reason(exc))})" for entry, exc in failed[:_MAX_NAMED_SITES]]
     listed = output.one_line(", ".join(named)) + ", …" * (len(failed) > _MAX_NAMED_SITES)
-    warn(f"{len(failed)} of {len(failed) + len(answers.found)} sites did not answer: {listed}. `balsam site ls -v` tells more.")
+    warn(f"{len(failed)} of {len(failed) + len(answers.found)} sites did not answer: {listed}. See `balsam site ls -v`.")
 
 
 def _shortened(text: str) -> str:

@@ -101,7 +101,7 @@ def event_object(event: Mapping[str, Any], job: Mapping[str, Any], site: str) ->
 
 
 def message_of(event: Mapping[str, Any]) -> str:
-    """Return what a site's row of an event has to tell."""
+    """Return the message of an event, given as a site's row."""
     return str(event["data"].get("message") or event["data"].get("error") or "")
 
 
@@ -287,7 +287,7 @@ class SiteJobs:
                 yield from ((entry.name, site, found[number]) for number in some if number in found)
 
     def _newest(self, fields: Sequence[str]) -> Iterator[Found]:
-        """Return the newest jobs of each site in ascending order, and say how many more there are."""
+        """Return the newest jobs of each site in ascending order, and print how many more there are."""
         jobs = list(SiteJobs(self._ask, self._where, "-id")._sorted_pages(fields, TERMINAL_LIMIT, PAGE, is_reversed=True))
         more = sum(number for _, number in self._answers(lambda one: one.count("job", self._where))) - len(jobs)
         if more > 0:

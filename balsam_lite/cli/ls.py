@@ -1,6 +1,6 @@
-"""`balsam ls`, `job ls` and `app ls`: what is in the active DB, as the slides print it, and what is at any site, as a table.
+"""`balsam ls`, `job ls` and `app ls`: list what the active DB holds, as on the slides, or what sites hold, as a table.
 
-`balsam ls` is the command that is typed most, so this imports no more than reading needs.
+`balsam ls` is the command that users type most, so this module imports no more than reading needs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Wanted(SimpleNamespace):
 
     @property
     def limits(self) -> tuple[int, bool]:
-        """The number of rows to show at most, and whether these are the newest ones instead of the first."""
+        """Return the maximum number of rows, and whether to show the newest ones instead of the first."""
         if self.limit is None and not os.environ.get(LIMIT_VARIABLE) and self.sort == "id" and sys.stdout.isatty():
             return listing.TERMINAL_LIMIT, True
         return self.limit or limit_from(os.environ), False
@@ -142,7 +142,7 @@ def job_ls(
 
 @click.command("ls", cls=BalsamCommand)
 @site_option
-@option("-v", "--verbose", is_flag=True, help="Show every field, the template or where the Python class is among them.")
+@option("-v", "--verbose", is_flag=True, help="Show every field, with the template or the file of the Python class.")
 @listing.output_options
 def app_ls(site: str, verbose: bool, **options: Any) -> None:
     """List the applications of one or more sites: those of `balsam app` and those in Python alike.
@@ -169,7 +169,7 @@ _SOMETIMES = ("preprocess", "postprocess", "envscript", "handle_error", "handle_
 
 
 def _app_form(app: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the workshop's form of an application shows, in its order."""
+    """Return the fields of the workshop's form of an application, in its order."""
     from ..db.query.text_forms import source_of
 
     program = {"command": "executable", "template": "command_template"}.get(app["kind"])
@@ -222,9 +222,9 @@ def _few(db: Database, wanted: Wanted, columns: Sequence[str]) -> tuple[list[tup
 
 
 def _print(lines: Iterable[str], more: int = 0) -> None:
-    """Print the lines, and how many jobs are not among them."""
-    told = [f"({more} more BalsamJobs not shown...)"] if more > 0 else []
-    sys.stdout.write("".join(f"{line}\n" for line in (*lines, *told)))
+    """Print the lines, and how many more jobs match."""
+    rest = [f"({more} more BalsamJobs not shown...)"] if more > 0 else []
+    sys.stdout.write("".join(f"{line}\n" for line in (*lines, *rest)))
 
 
 def _table(db: Database, wanted: Wanted) -> int:

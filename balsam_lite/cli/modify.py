@@ -21,11 +21,14 @@ from .common import confirm_or_end, long_site_option, open_db, pairs, say
 from .group import BalsamCommand, Choice, Option, WordsRewriter, option
 from .selection import ChosenJobs, Selection, selection_options
 
-_STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
-
 
 class ModifyCommand(BalsamCommand):
     """A command with the arguments [ID] ATTR VALUE. VALUE may look like an option, and conditions come before ATTR."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        with formatter.section("States"):
+            formatter.write_dl(list(states.DESCRIPTIONS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if ctx.resilient_parsing else self._in_order(ctx, args))
@@ -53,7 +56,7 @@ class ModifyCommand(BalsamCommand):
         return [*options, "--", *arguments]
 
 
-@click.command(cls=ModifyCommand, epilog=_STATES)
+@click.command(cls=ModifyCommand)
 @click.argument("words", nargs=-1, metavar="[ID] ATTR VALUE", shell_complete=completion.jobs)
 @option("--type", "kind", type=Choice(["jobs", "apps"]), default="jobs", show_default=True, help="Kind of ID.")
 @selection_options(ids=Option)
@@ -118,7 +121,7 @@ def job_modify(words: Sequence[str], state: str | None, chosen: Selection, site:
 
 
 def _modify_at_sites(chosen: Selection, site: str, attr: str, value: str) -> None:
-    """Set a field of all jobs that match, and tell how many each site had."""
+    """Set a field of all jobs that match, and print how many each site had."""
     changes: dict[str, Any] = {attr: value}
     if attr == "state":
         changes = {"state": states.check_state(value), "state_data": {"message": user_actions.USER_CHANGED}}
@@ -185,7 +188,7 @@ def _modify_app(db: Database, name: str, attr: str, value: str) -> str:
 
 
 def _find_app(apps: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The application of that name, or else of that number."""
+    """Return the application of that name, or else of that number. Raises UnknownApp."""
     for key in ("name", "id"):
         for app in apps:
             if str(app[key]) == name:

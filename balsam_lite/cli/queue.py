@@ -146,9 +146,9 @@ class _ListCommand(BalsamCommand):
 @queue.command("ls", cls=_ListCommand, short_help="list launches with their states")
 @option("-n", "--num", type=int, callback=count0, default=0, metavar="N", help="The last N launches, whatever their state.")
 @option("-h", "--history", is_flag=True, help="The launches that have ended, too.")
-@option("--all", "all_queues", is_flag=True, help="The same.")
+@option("--all", "all_queues", is_flag=True, help="Same as --history.")
 @option("--limit", type=int, callback=count, metavar="N", help="Show at most N, the newest ones.")
-@option("--scheduler_id", "--scheduler-id", metavar="ID", help="Only the launch which the scheduler calls that.")
+@option("--scheduler_id", "--scheduler-id", metavar="ID", help="Only the launch with this id at the scheduler.")
 @option("-v", "--verbose", is_flag=True, help="Show every field, also why a launch waits or failed.")
 @long_site_option
 @listing.output_options
@@ -156,7 +156,7 @@ def list_(
     *, num: int, history: bool, all_queues: bool, limit: int | None, scheduler_id: str | None, verbose: bool, site: str,
     **options: Any,
 ) -> None:  # fmt: skip
-    """List the launches of one or more sites, with their states as the schedulers tell them now.
+    """List the launches of one or more sites, with their current states at the scheduler.
 
     States: pending_submission, queued, running, pending_deletion; and finished, submit_failed.
 

@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _replace_closed_streams() -> None:
-    """Let /dev/null stand for closed standard streams; the next file to be opened would take their place."""
+    """Open /dev/null in place of closed standard streams; else the next file that is opened would take their place."""
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return
     number = 0

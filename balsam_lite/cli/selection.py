@@ -133,7 +133,7 @@ class Selection:
         return bool(self._given)
 
     def __str__(self) -> str:
-        """As it was typed, for messages."""
+        """Return the options as typed, for messages."""
         words = [f"{_OPTIONS[name]} {value}" for name, values in self._given.items() for value in values]
         return " ".join(words + ["--contains"] * self._contains)
 
@@ -143,7 +143,7 @@ class Selection:
 
     @property
     def first(self) -> str:
-        """The first value that was given."""
+        """Return the first value that was given."""
         return next(value for values in self._given.values() for value in values)
 
     def has_only(self, *names: str) -> bool:
@@ -298,7 +298,7 @@ class ChosenJobs(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The number of jobs at all sites."""
+        """Return the number of jobs at all sites."""
         return sum(number for _, number in self.sites)
 
     def act(self, action: Callable[[SiteInterface], _T], more: int = 0) -> Iterator[tuple[SiteInterface, str, _T]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup)
 def site() -> None:
-    """Make, list and change sites: Balsam DBs with a name, in a directory here or on a host that ssh reaches.
+    """Create, list and change sites: Balsam DBs with a name, in a directory here or on a host that ssh reaches.
 
     \b
     Examples:
@@ -32,15 +32,15 @@ def site() -> None:
     """
 
 
-# --- making -----------------------------------------------------------------------------------------------------------
+# --- adding -----------------------------------------------------------------------------------------------------------
 
 
-@site.command(cls=PathCommand, short_help="make a new site")
+@site.command(cls=PathCommand, short_help="create a new site")
 @click.argument("path")
-@option("-n", "--name", metavar="NAME", help="What to call it; by default as its directory.")
+@option("-n", "--name", metavar="NAME", help="Name of the site. [default: that of its directory]")
 @option(
     "--access", type=Choice(["local", "shared"]),
-    help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
+    help="How to open the DB: local (one host) or shared (several hosts). [default: by the file system]",
 )  # fmt: skip
 def init(path: str, name: str | None, access: str | None) -> None:
     """Create a Balsam DB in the directory PATH and give it a name, by which it is found from anywhere.
@@ -58,7 +58,7 @@ def init(path: str, name: str | None, access: str | None) -> None:
 
 
 def _asked_name(path: str) -> str:
-    """Return the name that the user types if there is a terminal, else that of the directory."""
+    """Return the name that the user types at a terminal; without one that of the directory."""
     if sys.stdin is None or not sys.stdin.isatty():
         return os.path.basename(os.path.abspath(os.path.expanduser(path)))
     import socket
@@ -70,13 +70,13 @@ def _asked_name(path: str) -> str:
 @site.command(cls=BalsamCommand, short_help="register a site on another host")
 @click.argument("name")
 @click.argument("address", metavar="ssh://[USER@]HOST[:PORT]/PATH")
-@option("--balsam", default="balsam", metavar="COMMAND", help="The command there, where it is not on the PATH.")
+@option("--balsam", default="balsam", metavar="COMMAND", help="Command that runs balsam there. [default: balsam]")
 @option("--force", is_flag=True, help="Register it even if it cannot be reached now.")
 def add(name: str, address: str, balsam: str, *, force: bool) -> None:
     """Register a DB on another host, which is reached through your own ssh: its configuration, keys and agent.
 
-    It is tried at once. ssh cannot ask for a password meanwhile; if it must, set up a key or a shared connection first. The
-    same version of balsam_lite has to be there.
+    The address is tried at once. ssh cannot ask for a password meanwhile; if it must, set up a key or a shared connection
+    first. The host must have the same version of balsam_lite.
 
     \b
     Examples:
@@ -105,7 +105,7 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
 
 
 def _warn_if_twice(added: SiteEntry, db_id: str) -> None:
-    """Ask the other sites, as far as they answer, whether they are that DB under another address."""
+    """Warn if another site that answers is the same DB under another address."""
     from ..db.engine import registry
     from ..sites import fanout
 
@@ -183,14 +183,14 @@ def _serve(entry: SiteEntry, verb: str) -> None:
 # --- listing ----------------------------------------------------------------------------------------------------------
 
 
-@site.command("ls", cls=BalsamCommand, short_help="list the sites that you have")
-@option("-v", "--verbose", is_flag=True, help="Show all there is to tell of each.")
+@site.command("ls", cls=BalsamCommand, short_help="list the known sites")
+@option("-v", "--verbose", is_flag=True, help="Show every field.")
 @listing.output_options
 def list_(*, verbose: bool, **options: Any) -> None:
-    """List the sites that you have, and where a service is running: active.
+    """List the known sites, and on which of them a service is running: active.
 
-    That is yes if a service was heard of in the last two minutes, unknown if the site cannot be asked, and gone if its
-    directory is not there any more.
+    yes: a service has sent a heartbeat in the last two minutes. unknown: the site does not answer. gone: its directory does
+    not exist any more.
 
     \b
     Examples:
@@ -205,7 +205,7 @@ def list_(*, verbose: bool, **options: Any) -> None:
 
 
 def _found_sites() -> Iterator[dict[str, Any]]:
-    """Yield each known site as an object; warn of those that cannot be asked."""
+    """Yield each known site as an object; warn of those that do not answer."""
     from ..db.engine import registry
     from ..sites import fanout
 
@@ -250,7 +250,7 @@ def rename(site: str, name: str) -> None:
 def mv(site: str, destination: str) -> None:
     """Move a site with everything in its directory. SITE is its directory, its name or its number.
 
-    Nothing may run there meanwhile. DESTINATION must not exist yet; it is the new path of the directory itself.
+    No launcher or service may run there. DESTINATION is the new path of the directory itself and must not exist.
 
     \b
     Example:
@@ -270,8 +270,8 @@ def mv(site: str, destination: str) -> None:
 
 @site.command(cls=PathCommand, short_help="remove a site with all its jobs")
 @click.argument("site")
-@option("-f", "--force", is_flag=True, help="Ask nothing; and forget a site whose directory is gone already.")
-@option("-y", "--yes", is_flag=True, help="Ask nothing.")
+@option("-f", "--force", is_flag=True, help="Do not ask; forget a site whose directory is gone.")
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(site: str, *, force: bool, yes: bool) -> None:
     """Remove a site: its DB, its jobs and their working directories. SITE is its directory, its name or its number.
 
@@ -315,7 +315,7 @@ def _forget_gone(entry: SiteEntry, force: bool) -> None:
 
 @site.command(cls=PathCommand, short_help="forget a site and leave its DB as it is")
 @click.argument("sites", nargs=-1, metavar="SITE...")
-@option("--gone", is_flag=True, help="All whose directories are not there any more.")
+@option("--gone", is_flag=True, help="All sites whose directories are gone.")
 def forget(sites: tuple[str, ...], *, gone: bool) -> None:
     """Forget sites, and leave their DBs as they are. SITE is a directory, a name or a number.
 

@@ -540,7 +540,7 @@ def test_a_command_says_which_sites_could_not_be_read(asking: Balsam, three: lis
     assert (code, out) == (0, "theta 0\nthetagpu 0\ngamma 0\nfar 7\n")
     assert err == (
         "Warning: 2 of 6 sites did not answer: silent (dead did not answer), "
-        "lost (No Balsam DB is in /nowhere/at/all any more). `balsam site ls -v` tells more.\n"
+        "lost (No Balsam DB is in /nowhere/at/all any more). See `balsam site ls -v`.\n"
     )
 
 

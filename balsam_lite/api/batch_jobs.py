@@ -17,7 +17,7 @@ from .records import (
     Word,
     column,
     known,
-    moment,
+    naive,
     site_id,
     site_name,
     word,
@@ -84,8 +84,8 @@ class BatchJob(SiteRecord):
     # Can be set to pending_deletion, which cancels the batch job.
     state: BatchJobState | None = StateAttribute(BatchJobState)  # type: ignore[assignment]
     status_info: dict[str, Any] = known(default={})
-    start_time: datetime | None = moment()
-    end_time: datetime | None = moment()
+    start_time: datetime | None = known(naive)
+    end_time: datetime | None = known(naive)
 
     _KIND = "batch_job"
     _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")

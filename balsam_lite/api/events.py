@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from ..db.query.fields import EVENT
 from . import site_handle
 from .query import Manager, Query
-from .records import NEVER, RelatedNumber, SiteRecord, known, moment
+from .records import NEVER, RelatedNumber, SiteRecord, known, naive
 from .site_handle import SiteHandle
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class EventLog(SiteRecord):
     __slots__ = ()
 
     job_id: int = RelatedNumber(None, None, NEVER)  # type: ignore[assignment]
-    timestamp: datetime = moment()  # UTC, without a time zone
+    timestamp: datetime = known(naive)  # UTC, without a time zone
     from_state: str = known()
     to_state: str = known()
     data: dict[str, Any] = known(default={})

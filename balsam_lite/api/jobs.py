@@ -36,7 +36,6 @@ from .records import (
     known,
     listed,
     minutes0,
-    moment,
     site_id,
     site_name,
     to_us,
@@ -147,7 +146,7 @@ class Job(SiteRecord):
     launch_params: dict[str, str] = column("tags")
     parent_ids: frozenset[int] = _Parents(_parents, [], AT_CREATION)  # type: ignore[assignment]
     state: JobState | None = StateAttribute(JobState)  # type: ignore[assignment]
-    last_update: datetime | None = moment(aware)
+    last_update: datetime | None = known(aware)
     batch_job_id: int | None = RelatedNumber(None, None, NEVER)  # type: ignore[assignment]
     state_data: Any = HiddenAttribute(column("data").check)
     state_timestamp: Any = HiddenAttribute(lambda value: to_us(value, "state_timestamp"))

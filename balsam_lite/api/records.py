@@ -209,11 +209,6 @@ def word(choice: Any, when: str = ALWAYS, default: Any = None) -> Any:
     return SiteAttribute(lambda value: checked_word(choice, value), default, when, lambda value: shown_word(choice, value))
 
 
-def moment(show: Callable[[int | None], datetime | None] = naive) -> Any:
-    """Declare a time that the site sets."""
-    return SiteAttribute(None, None, NEVER, show)
-
-
 def known(show: Callable[[Any], Any] | None = None, default: Any = None) -> Any:
     """Declare a field that the site sets."""
     return SiteAttribute(None, default, NEVER, show)
@@ -420,10 +415,6 @@ class SiteRecord(Record):
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
         self._fill(rows[0], handle)
 
-    def _renew(self, row: dict[str, Any]) -> None:
-        """Replace the row by the site's current one, and discard unsaved changes."""
-        self._fill(row, self._handle)
-
     def _title(self) -> str:
         """Return the name that messages use for it."""
         site = self._handle.entry.name if self._handle else ""
@@ -511,14 +502,10 @@ def _no_such(name: str, cls: type[SiteRecord]) -> str:
 
 def _plain(value: Any) -> Any:
     """Return an attribute's value as JSON knows it."""
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, (set, frozenset)):
-        return sorted(int(one) for one in value)
-    if isinstance(value, bool) or value is None:
+    if value is None or isinstance(value, (bool, float, dict, list)):
         return value
-    if isinstance(value, (int, str)):
-        return int(value) if isinstance(value, int) else str(value)
-    if isinstance(value, (dict, list, float)):
-        return value
-    return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, frozenset):
+        return sorted(map(int, value))
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

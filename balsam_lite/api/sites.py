@@ -81,16 +81,15 @@ class Site(SiteRecord):
             self._adopt(registry.add(directories.set_up(path).directory, name))
 
     def _adopt(self, entry: SiteEntry) -> None:
-        self._handle = handle_of(entry)
-        self._renew(_row(entry))
+        self._fill(_row(entry), handle_of(entry))
 
     def refresh_from_db(self) -> None:
         """Read it again. Raises DoesNotExist: it is not known any more."""
         number = self._site.entry.number
-        self._adopt(next((entry for entry in _entries() if entry.number == number), None) or self._gone())
-
-    def _gone(self) -> NoReturn:
-        raise Site.DoesNotExist(f"{self._title()} is not known any more.")
+        entry = next((entry for entry in _entries() if entry.number == number), None)
+        if entry is None:
+            raise Site.DoesNotExist(f"{self._title()} is not known any more.")
+        self._adopt(entry)
 
     def delete(self) -> None:
         """Remove it from the registry: it cannot be found by name or number any more. Its directory stays, with all jobs."""

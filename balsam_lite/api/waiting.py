@@ -112,7 +112,7 @@ def bulk_refresh(jobs: Sequence[Job]) -> None:
         raise type(jobs[0]).DoesNotExist(f"{len(missing)} of the jobs are not in the DB any more: {listed}")
     for place, of_place in wanted.items():
         for job in of_place:
-            job._renew(dict(found[place]))
+            job._fill(dict(found[place]), job._site)
 
 
 #: The place of a job: its site, and its number there.
@@ -190,7 +190,7 @@ class _Sources:
             for row in rows:
                 read.add(row["id"])
                 for job in by_place[handle, row["id"]]:
-                    job._renew(dict(row))
+                    job._fill(dict(row), job._site)
             for status in ended:
                 (over if status.number in read else again).append((handle, status.number))
         return over, again

@@ -36,10 +36,6 @@ TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
 JOBS_WITH = f"SELECT job FROM job_tag WHERE tag = {TAG}"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
 # --- which job? -------------------------------------------------------------------------------------------------------
 
 #: The form of an id or a prefix of one, and the jobs with a name of this form, which have an index (see `schema.HEX_NAME`).
@@ -352,12 +348,10 @@ def end_of(cx: sqlite3.Connection, number: int) -> End | None:
 # --- applications -----------------------------------------------------------------------------------------------------
 
 
-def apps(cx: sqlite3.Connection, name: str = "", number: int | None = None) -> list[dict[str, Any]]:
-    """Return the applications whose name contains `name`, ordered by number."""
-    where, parameters = "name LIKE ? ESCAPE '\\'", [f"%{_escaped(name)}%"]
-    if number is not None:
-        where, parameters = f"{where} AND id = ?", [*parameters, number]  # type: ignore[list-item]
-    rows = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE {where} ORDER BY id", parameters)
+def apps(cx: sqlite3.Connection, number: int | None = None) -> list[dict[str, Any]]:
+    """Return the applications, ordered by number; with `number` that one if there is one."""
+    where, parameters = ("", ()) if number is None else ("WHERE id = ?", (number,))
+    rows = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app {where} ORDER BY id", parameters)
     return [dict(zip(APP_COLUMNS, row)) for row in rows]
 
 

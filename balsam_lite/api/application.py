@@ -104,18 +104,16 @@ def _signature(cls: type[Any]) -> tuple[dict[str, dict[str, Any]], bool]:
     plain = inspect.getattr_static(cls, "run")
     if isinstance(plain, (staticmethod, classmethod)) or not callable(plain):
         raise InvalidRun(f"{cls.__name__}.run must be a plain function of the class, with `self`.")
-    first, *rest = [*inspect.signature(plain).parameters.values(), None]
-    if first is None or first.name != "self":
-        listed = ", ".join(inspect.signature(plain).parameters)
-        raise InvalidRun(f"{cls.__name__}.run({listed}) is missing the `self` argument")
+    names = inspect.signature(plain).parameters
+    if next(iter(names), "") != "self":
+        raise InvalidRun(f"{cls.__name__}.run({', '.join(names)}) is missing the `self` argument")
     found: dict[str, dict[str, Any]] = {}
-    for one in rest[:-1]:
-        assert one is not None
+    for one in [*names.values()][1:]:
         if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
             raise InvalidRun(f"{cls.__name__}.run takes {one.name} by position; the parameters of a job have names.")
         if one.kind != one.VAR_KEYWORD:
             found[one.name] = {"required": one.default is one.empty}
-    return found, any(one is not None and one.kind == one.VAR_KEYWORD for one in rest)
+    return found, any(one.kind == one.VAR_KEYWORD for one in names.values())
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core import field_specs
 from ..db.query.fields import BATCH_JOB_OF_SITE
 from ..schedulers.base import Partition
 from . import site_handle
-from .query import Manager, Query
+from .query import Manager
 from .records import (
     AT_CREATION,
     SiteAttribute,
@@ -88,11 +88,17 @@ class BatchJob(SiteRecord):
     end_time: datetime | None = known(naive)
 
     _KIND = "batch_job"
+    _REFUSED: ClassVar = {
+        "delete": (
+            NotImplementedError,
+            'Batch jobs are not deleted by query: cancel them with update(state="pending_deletion"), or one with its delete().',
+        )
+    }
     _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
     _TABLE = BATCH_JOB_OF_SITE
     _ORDERS = ("start_time", "end_time", "id", "state", "queue", "num_nodes", "wall_time_min")
 
-    objects: ClassVar[BatchJobManager]
+    objects: ClassVar[Manager[BatchJob]]
 
     def _create(self) -> None:
         handle = site_handle.one_site(self._changed)
@@ -109,21 +115,4 @@ class BatchJob(SiteRecord):
         self.refresh_from_db()
 
 
-class BatchJobQuery(Query[BatchJob]):
-    """A query of batch jobs."""
-
-    def delete(self, force: bool = False) -> NoReturn:
-        """Raise NotImplementedError."""
-        raise NotImplementedError(
-            'Batch jobs are not deleted by query: cancel them with update(state="pending_deletion"), or one with its delete().'
-        )
-
-
-class BatchJobManager(Manager[BatchJob]):
-    """`BatchJob.objects`."""
-
-    def __init__(self) -> None:
-        super().__init__(BatchJob, BatchJobQuery)
-
-
-BatchJob.objects = BatchJobManager()
+BatchJob.objects = Manager(BatchJob)

@@ -36,10 +36,11 @@ class EventLog(SiteRecord):
     data: dict[str, Any] = known(default={})
 
     _KIND = "event"
+    _REFUSED: ClassVar = dict.fromkeys(("create", "update", "delete", "bulk_update"), (AttributeError, _READ_ONLY))
     _TABLE = EVENT
     _ORDERS = ("timestamp",)
 
-    objects: ClassVar[EventManager]
+    objects: ClassVar[Manager[EventLog]]
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(_READ_ONLY)
@@ -130,14 +131,6 @@ class EventQuery(Query[EventLog]):
             for time, old, new, job, nodes, started, _ in _pages_of_tuples(handle, where, touching):
                 yield time, old, new, number(job), nodes, started
 
-    def update(self, **fields: Any) -> NoReturn:
-        """Raise AttributeError."""
-        raise AttributeError(_READ_ONLY)
-
-    def delete(self, force: bool = False) -> NoReturn:
-        """Raise AttributeError."""
-        raise AttributeError(_READ_ONLY)
-
 
 def _pages_of_tuples(handle: SiteHandle, where: dict[str, Any], touching: Sequence[str]) -> Iterator[Sequence[Any]]:
     after = 0
@@ -146,19 +139,4 @@ def _pages_of_tuples(handle: SiteHandle, where: dict[str, Any], touching: Sequen
         after = page[-1][-1]
 
 
-class EventManager(Manager[EventLog]):
-    """`EventLog.objects`."""
-
-    def __init__(self) -> None:
-        super().__init__(EventLog, EventQuery)
-
-    def create(self, **fields: Any) -> NoReturn:
-        """Raise AttributeError."""
-        raise AttributeError(_READ_ONLY)
-
-    def bulk_update(self, objects: Any) -> NoReturn:
-        """Raise AttributeError."""
-        raise AttributeError(_READ_ONLY)
-
-
-EventLog.objects = EventManager()
+EventLog.objects = Manager(EventLog, EventQuery)

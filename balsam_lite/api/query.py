@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
 
-from ..core import import_guard
 from ..core.errors import InputError, UnknownField
 from ..db.lazy_set import LazySet
 from ..db.query import filters
@@ -135,7 +134,7 @@ class Query(LazySet[R]):
         Raises:
             TypeError, InvalidSpec, InvalidStateError, StateError.
         """
-        import_guard.check_writable()
+        self.model._check_allowed("update")
         changes = self.model._checked(fields)
         asked = self._questions()
         kind = self.model._KIND
@@ -149,7 +148,7 @@ class Query(LazySet[R]):
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
         """
-        import_guard.check_writable()
+        self.model._check_allowed("delete")
         asked = self._questions()
         kind = self.model._KIND
         done = site_handle.write(asked, kind, lambda site, where: site.delete(kind, where, force))
@@ -194,6 +193,7 @@ class Manager(Generic[R]):
 
     def create(self, **fields: Any) -> R:
         """Create an object and save it. Raises what the model and its `save` raise."""
+        self.model._check_allowed("create")
         made = self.model(**fields)
         made.save()
         return made
@@ -204,7 +204,7 @@ class Manager(Generic[R]):
         Raises:
             TypeError: it is no list. DoesNotExist: one of them was never saved.
         """
-        import_guard.check_writable()
+        self.model._check_allowed("bulk_update")
         of_kind(objects, self.model, "bulk_update")
         changes: dict[SiteHandle, list[tuple[R, dict[str, Any]]]] = {}
         for one in objects:

@@ -284,6 +284,7 @@ class SiteRecord(Record):
     _TABLE: ClassVar[Table]  # the fields of conditions
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
     _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that affect others: after a change the row is read again
+    _REFUSED: ClassVar[Mapping[str, tuple[type[Exception], str]]] = {}  # methods of queries and managers that always raise
     _MERGED: ClassVar[tuple[str, ...]] = ()  # dicts that the site merges with concurrent changes
     _CHECKS: ClassVar[dict[str, Check]]  # field that the constructor takes -> its check
     _FIELDS: ClassVar[dict[str, SiteAttribute]]  # type: ignore[assignment]
@@ -329,6 +330,14 @@ class SiteRecord(Record):
         made = cls.__new__(cls)
         made._fill(row, handle)
         return made
+
+    @classmethod
+    def _check_allowed(cls, method: str) -> None:
+        """Raise if that method of queries or managers is not for rows of this kind, or while a launcher imports the file."""
+        if method in cls._REFUSED:
+            error, message = cls._REFUSED[method]
+            raise error(message)
+        import_guard.check_writable()
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 

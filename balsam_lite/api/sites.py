@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core.errors import UnknownField, did_you_mean
 from ..db.engine import directories, registry
@@ -36,6 +36,10 @@ class Site(SiteRecord):
     host: str = known(default="")
 
     _KIND = "site"
+    _REFUSED: ClassVar = {
+        "update": (NotImplementedError, "Sites are changed one by one: site.name = …; site.save()"),
+        "delete": (NotImplementedError, "Sites are deleted one by one: site.delete()"),
+    }
     _REQUIRED = ("name", "path")
     _ORDERS = ("id", "name", "path")
 
@@ -140,14 +144,6 @@ class SiteQuery(Query[Site]):
 
     def _count(self) -> int:
         return len(self._fetch())
-
-    def update(self, **fields: Any) -> NoReturn:
-        """Raise NotImplementedError."""
-        raise NotImplementedError("Sites are changed one by one: site.name = …; site.save()")
-
-    def delete(self, force: bool = False) -> NoReturn:
-        """Raise NotImplementedError."""
-        raise NotImplementedError("Sites are deleted one by one: site.delete()")
 
 
 class SiteManager(Manager[Site]):

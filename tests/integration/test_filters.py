@@ -303,6 +303,20 @@ def test_values_of_other_packages_and_other_names_are_those_of_python(db, where,
         assert [job.id for job in BalsamJob.objects.filter(**where)] == found
 
 
+def test_nested_lists_and_objects_are_compared_by_their_values(tmp_path):
+    db = directories.create(str(tmp_path / "db"))
+    insert.add_jobs(db, [{"name": "one", "data": {"x": [[1.0], {"a": 1, "b": [True]}], "y": {"k": {"b": 2, "a": 1}}}}])
+    found = [
+        {"data__x__contains": [[1]]}, {"data__x__contains": [{"b": [1], "a": 1}]},
+        {"data__x__contained_by": [{"b": [1], "a": 1}, [1], 7]}, {"data__y__contains": {"k": {"a": 1, "b": 2.0}}},
+        {"data__y__contained_by": {"k": {"a": 1, "b": 2}, "z": 3}},
+    ]  # fmt: skip
+    others = [{"data__x__contains": [["1"]]}, {"data__y__contains": {"k": {"a": 1}}}, {"data__x__contained_by": [[1]]}]
+    with db.read() as cx:
+        assert [where for where in [*found, *others] if select.job_ids(cx, where)] == found
+    db.close()
+
+
 def test_a_place_may_be_a_number_of_numpy(db):
     with models.use(db):
         assert BalsamJob.objects.all()[np.int64(1)].id == 2

@@ -30,17 +30,7 @@ from .group import BalsamCommand, SentenceOption, option
 )
 @option("--keep-background", is_flag=True, help="Keep processes that its jobs leave in the background.")
 @option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="Free text.")
-def app(
-    *,
-    name: str,
-    executable: str,
-    preprocess: str,
-    postprocess: str,
-    envscript: str,
-    exit_0_is_done_after_stop: bool,
-    keep_background: bool,
-    description: str,
-) -> None:
+def app(**values: Any) -> None:
     """Register an application: a program that jobs run.
 
     Programs and scripts of the current directory are kept with their absolute paths; a Python script (*.py) is run by the
@@ -53,12 +43,9 @@ def app(
         balsam app --name fit --executable fit.py --postprocess check.py \\
             --description fits one curve
     """
-    values: dict[str, Any] = {
-        "name": name, "executable": executable, "preprocess": preprocess, "postprocess": postprocess,
-        "exit_0_is_done_after_stop": exit_0_is_done_after_stop, "keep_background": keep_background,
-    }  # fmt: skip
-    values.update(description=description, envscript=os.path.abspath(os.path.expanduser(envscript)) if envscript else "")
-    if not executable.strip():
+    if values["envscript"]:
+        values["envscript"] = os.path.abspath(os.path.expanduser(values["envscript"]))
+    if not values["executable"].strip():
         raise InvalidSpec("app executable must not be empty")
     values = field_specs.check_app(values)
     lines = {field: as_program(values[field]) for field in command_line.FIELDS if values.get(field)}

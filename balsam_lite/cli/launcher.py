@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -39,6 +40,7 @@ from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
 @option("--persistent", is_flag=True, help="Keep running when no job waits.")
 @option(
     "--num-transition-threads",
+    "transition_threads",
     type=int,
     callback=count0,
     default=0,
@@ -48,21 +50,9 @@ from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
 @option("-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]", help=PART_HELP)
 @click.pass_context
 def launcher(
-    ctx: click.Context,
-    *,
-    consume_all: bool,
-    wf_filter: str | None,
-    job_mode: str | None,
-    time_limit_minutes: float,
-    nodes: int | None,
-    limit_nodes: int | None,
-    offset_nodes: int,
-    gpus_per_node: int | None,
-    persistent: bool,
-    num_transition_threads: int,
-    tag: Sequence[str],
-    parts: Sequence[str],
-) -> int:
+    ctx: click.Context, /, *, consume_all: bool, workflow_filter: str | None, job_mode: str | None, tags: Sequence[str],
+    parts: Sequence[str], **options: Any,
+) -> int:  # fmt: skip
     """Run jobs here until none is left or the time is up: all jobs, those of a workflow, or those with some tags.
 
     \b
@@ -74,33 +64,21 @@ def launcher(
         balsam launcher --consume-all \\
             --part mpi:3:kind=large --part serial:1:kind=small
     """
-    if consume_all and wf_filter is not None:
+    if consume_all and workflow_filter is not None:
         raise click.UsageError("--consume-all means every workflow and --wf-filter some; give one of them.")
-    if not consume_all and wf_filter is None and not tag:
+    if not consume_all and workflow_filter is None and not tags:
         raise click.UsageError("Which jobs? Give --consume-all, --wf-filter NAME or --tag KEY=VALUE.")
     if job_mode is None and not parts:
         raise click.MissingParameter(ctx=ctx, param=next(one for one in ctx.command.params if one.name == "job_mode"))
-    if parts and (limit_nodes is not None or offset_nodes):
+    if parts and (options["limit_nodes"] is not None or options["offset_nodes"]):
         raise click.UsageError("--part divides all nodes; it cannot be combined with --limit-nodes or --offset-nodes.")
-    tags = pairs(tag, "--tag")
+    options.update(job_mode=job_mode or "serial", workflow_filter=workflow_filter, tags=tuple(pairs(tags, "--tag").items()))
     directory = directories.find(ctx.find_root().obj)
     from ..launcher.main import LauncherOptions, run_launcher
 
-    options = LauncherOptions(
-        job_mode=job_mode or "serial",
-        workflow_filter=wf_filter,
-        time_limit_minutes=time_limit_minutes,
-        nodes=nodes,
-        limit_nodes=limit_nodes,
-        offset_nodes=offset_nodes,
-        gpus_per_node=gpus_per_node,
-        persistent=persistent,
-        transition_threads=num_transition_threads,
-        tags=tuple(tags.items()),
-    )
     if parts:
         from ..launcher.multinode.supervisor import run_parts
         from ..schedulers.base import Partition
 
-        return run_parts(directory, options, [Partition.parse(part) for part in parts])
-    return run_launcher(directory, options)
+        return run_parts(directory, LauncherOptions(**options), [Partition.parse(part) for part in parts])
+    return run_launcher(directory, LauncherOptions(**options))

@@ -43,24 +43,30 @@ def queue() -> None:
 
 
 @click.command("submit-launch", cls=BalsamCommand, short_help="submit a launch")
-@option("-n", "--nodes", "--num-nodes", "nodes", type=int, callback=count, required=True, metavar="N", help="Number of nodes.")
 @option(
-    "-t", "--time-minutes", "--wall-time-min", "minutes", type=Minutes(), callback=count, required=True, metavar="TIME",
+    "-n", "--nodes", "--num-nodes", "num_nodes", type=int, callback=count, required=True, metavar="N",
+    help="Number of nodes.",
+)  # fmt: skip
+@option(
+    "-t", "--time-minutes", "--wall-time-min", "wall_time_min", type=Minutes(), callback=count, required=True, metavar="TIME",
     help=f"Wall time: {FORMS}.",
 )  # fmt: skip
-@option("-q", "--queue", "queue_name", default="", metavar="NAME", help="Queue.")
+@option("-q", "--queue", default="", metavar="NAME", help="Queue.")
 @option("-A", "--project", default="", help="Project (account) to charge. [default: DEFAULT_PROJECT of the settings]")
 @option("-j", "--job-mode", type=Choice(field_specs.JOB_MODES), required=True, help=JOB_MODE_HELP)
 @launch_filter_options
 @option("-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]", help=PART_HELP)
-@option("-x", "--extra-param", "extra", multiple=True, metavar="KEY=VALUE", help="Value for the job template; may be repeated.")
+@option(
+    "-x", "--extra-param", "optional_params", multiple=True, metavar="KEY=VALUE",
+    help="Value for the job template; may be repeated.",
+)  # fmt: skip
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="Additional flags for the scheduler's command.")
 @option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")
 @long_site_option
 @click.pass_context
 def submit_launch(
-    ctx: click.Context, *, nodes: int, minutes: int, queue_name: str, project: str, job_mode: str, wf_filter: str | None,
-    tag: Sequence[str], parts: Sequence[str], extra: Sequence[str], sched_flags: str, dry_run: bool, site: str,
+    ctx: click.Context, /, *, workflow_filter: str | None, tags: Sequence[str], parts: Sequence[str],
+    optional_params: Sequence[str], dry_run: bool, site: str, **row: Any,
 ) -> None:  # fmt: skip
     """Submit a launcher to the batch queue. On a machine without one it runs in the background there.
 
@@ -78,18 +84,12 @@ def submit_launch(
     """
     from ..schedulers.base import Partition
 
-    row = {
-        "num_nodes": nodes,
-        "wall_time_min": minutes,
-        "job_mode": job_mode,
-        "queue": queue_name,
-        "project": project,
-        "wf_filter": wf_filter or "",
-        "filter_tags": pairs(tag, "--tag"),
-        "partitions": [Partition.parse(part).as_fields() for part in parts],
-        "optional_params": pairs(extra, "--extra-param"),
-        "sched_flags": sched_flags,
-    }
+    row.update(
+        wf_filter=workflow_filter or "",
+        filter_tags=pairs(tags, "--tag"),
+        partitions=[Partition.parse(part).as_fields() for part in parts],
+        optional_params=pairs(optional_params, "--extra-param"),
+    )
     if not site and ctx.info_name == "submit-launch":
         directories.find(ctx.find_root().obj)
     target = one_site(site)

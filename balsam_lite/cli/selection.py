@@ -104,11 +104,11 @@ PART_HELP = "Reserve this many nodes for a separate launcher; repeat until every
 def launch_filter_options(function: _Function) -> _Function:
     """Give a command the options that choose the jobs of a launcher: those that an index of the DB can claim by."""
     workflow = option(
-        "--wf-filter", "--workflow", "wf_filter", cls=ConditionOption, metavar="NAME", shell_complete=completion.workflows,
-        help="Run only jobs of this workflow; * and ? (in quotes) match anything.",
+        "--wf-filter", "--workflow", "workflow_filter", cls=ConditionOption, metavar="NAME",
+        shell_complete=completion.workflows, help="Run only jobs of this workflow; * and ? (in quotes) match anything.",
     )  # fmt: skip
     tag = option(
-        "-tag", "--tag", multiple=True, metavar="KEY=VALUE", shell_complete=completion.tags,
+        "-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", shell_complete=completion.tags,
         help="Run only jobs with this tag; may be repeated, and all must match.",
     )  # fmt: skip
     return workflow(tag(function))

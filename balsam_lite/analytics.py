@@ -228,12 +228,3 @@ def _datetimes(rows: Sequence[tuple[Any, ...]]) -> list[datetime]:
     if rows and isinstance(rows[0][0], int):
         return [_NAIVE_EPOCH + timedelta(microseconds=row[0]) for row in rows]
     return [row[0] for row in rows]
-
-
-def microseconds(time: datetime) -> int:
-    """Return the microseconds since the epoch, UTC.
-
-    >>> microseconds(datetime(1970, 1, 1, 0, 0, 1))
-    1000000
-    """
-    return (_with_zone(time) - _EPOCH) // timedelta(microseconds=1)

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
 from ..core import field_specs, import_guard
+from ..core.clock import us_of
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError, did_you_mean
 from ..db.query.fields import Table
 from ..db.record import NOTHING, Attribute, DictAttribute, Record
@@ -27,8 +28,7 @@ ALWAYS, AT_CREATION, NEVER = "always", "at creation", "never"
 # --- times ------------------------------------------------------------------------------------------------------------
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # this interface's naive datetimes are UTC
-_FIRST, _LAST = (end - _EPOCH for end in (datetime.min, datetime.max))  # noqa: DTZ901
-_MICROSECOND = timedelta(microseconds=1)
+_FIRST_US, _LAST_US = map(us_of, (datetime.min, datetime.max))  # noqa: DTZ901
 
 
 def to_us(moment: Any, what: str) -> int:
@@ -44,10 +44,7 @@ def to_us(moment: Any, what: str) -> int:
             f"{what} must be a datetime.datetime, not {moment!r}",
             hint="One without a time zone is UTC, as datetime.utcnow() gives it; one with a time zone is converted.",
         )
-    plain = moment.replace(tzinfo=None)
-    # The difference of the two, and not `astimezone`, which fails in the first and last hours that a datetime can represent.
-    since_epoch = plain - _EPOCH - (moment.utcoffset() or timedelta())
-    return min(max(since_epoch, _FIRST), _LAST) // _MICROSECOND
+    return min(max(us_of(moment), _FIRST_US), _LAST_US)
 
 
 def naive(time_us: int | None) -> datetime | None:

@@ -99,13 +99,13 @@ def moment(text: str, now_us: int) -> int:
     """
     from datetime import datetime
 
-    from ..analytics import microseconds
+    from ..core.clock import us_of
 
     ago = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])(?: ago)?", text.strip())
     if ago:
         return now_us - round(float(ago[1]) * _UNITS_S[ago[2]] * SECOND_US)
     try:
-        return microseconds(datetime.fromisoformat(re.sub("Z$", "+00:00", text.strip())))
+        return us_of(datetime.fromisoformat(re.sub("Z$", "+00:00", text.strip())))
     except ValueError:
         raise InvalidSpec(
             f"{text!r} is not a time.",

@@ -12,7 +12,10 @@ from __future__ import annotations
 import math
 import re
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 SECOND_US = 1_000_000
 
@@ -62,6 +65,20 @@ def iso_us(time_us: int) -> str:
     """
     seconds, micros = divmod(time_us, SECOND_US)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
+
+
+def us_of(moment: datetime) -> int:
+    """Return a datetime as microseconds since the epoch; one without a time zone is UTC.
+
+    >>> from datetime import datetime
+    >>> us_of(datetime(1970, 1, 1, 0, 0, 1))
+    1000000
+    """
+    from datetime import datetime, timedelta
+
+    # Not by `astimezone`, which fails in the first and last hours that a datetime can represent.
+    since = moment.replace(tzinfo=None) - datetime(1970, 1, 1) - (moment.utcoffset() or timedelta())  # noqa: DTZ001
+    return since // timedelta(microseconds=1)
 
 
 FORMS = "minutes, or a time such as 90m, 1h30m, 01:30:00 or 2-00:00:00"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsam_lite import analytics
 from balsam_lite.analytics import available_nodes, error_report, process_job_times, throughput_report, utilization_report
 from balsam_lite.api import EventLog
+from balsam_lite.core.clock import us_of
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
@@ -49,7 +49,7 @@ class Tuples:
 
     def tuples(self, touching=()):
         for one in self._events:
-            time = analytics.microseconds(one.timestamp)
+            time = us_of(one.timestamp)
             yield time, one.from_state, one.to_state, one.job_id, one.data.get("num_nodes"), one.data.get("started")
 
     def __iter__(self):

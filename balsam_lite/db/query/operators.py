@@ -145,16 +145,14 @@ def time_us(value: Any) -> int | float:
     """Return microseconds since the epoch. A time without a zone is UTC, as all times in a DB are, a date its beginning."""
     if not isinstance(value, str) and not is_date(value):
         return _number(value)
-    from datetime import datetime, time, timedelta
+    from datetime import datetime, time
 
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(f"{value[:-1]}+00:00" if value.endswith("Z") else value)
         except ValueError:
             raise InvalidSpec(f"A time must be a datetime, microseconds since the epoch or ISO 8601, not {value!r}") from None
-    moment = value if isinstance(value, datetime) else datetime.combine(value, time())
-    epoch = datetime(1970, 1, 1)  # noqa: DTZ001  # of a time without its zone
-    return (moment.replace(tzinfo=None) - epoch - (moment.utcoffset() or timedelta())) // timedelta(microseconds=1)
+    return clock.us_of(value if isinstance(value, datetime) else datetime.combine(value, time()))
 
 
 def _json_scalar(value: Any, is_ordered: bool) -> Any:

@@ -430,6 +430,16 @@ def unended_batch_jobs(cx: sqlite3.Connection) -> list[BatchRow]:
     return _batch_rows(cx, "WHERE ended IS NULL ORDER BY id")
 
 
+def launchers_in(cx: sqlite3.Connection, column: str, scheduler_id: str, since_us: int) -> list[Any]:
+    """Return this column of the leases of the launchers in a batch job, which was submitted at `since_us`; oldest first.
+
+    It has several launchers if it has partitions.
+    """
+    number = scheduler_id.partition(".")[0]  # PBS appends a dot and the server, or does not
+    sql = f"SELECT scheduler_id, {column} FROM lease WHERE kind = 'launcher' AND opened >= ? ORDER BY id"
+    return [value for other, value in cx.execute(sql, (since_us,)) if other.partition(".")[0] == number != ""]
+
+
 def next_batch_job(cx: sqlite3.Connection) -> int:
     """Return the number that the next batch job will get, unless another process is faster."""
     found = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch_job'").fetchone()

@@ -59,14 +59,9 @@ def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -
 def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
     """Return the end reasons of the launchers in that batch job which left jobs, found none or lost nodes; else "".
 
-    The batch job was submitted at `since_us`. It has several launchers if it has partitions.
+    The batch job was submitted at `since_us`.
     """
-    number = scheduler_id.partition(".")[0]  # see `said_in`
-    rows = cx.execute(
-        "SELECT scheduler_id, end_reason FROM lease WHERE kind = 'launcher' AND scheduler_id <> '' AND opened >= ? ORDER BY id",
-        (since_us,),
-    )
-    ends = [reason for other, reason in rows if other.partition(".")[0] == number]
+    ends = queries.launchers_in(cx, "end_reason", scheduler_id, since_us)
     found = [reason for reason in ends if _LEFT in reason or _LOST in reason or reason.startswith(NO_JOB)]
     return "; ".join(dict.fromkeys(found))
 
@@ -97,11 +92,7 @@ def _held(start_after: int) -> str:
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:
     """Return by shape the reasons that launchers in the batch job with that id, submitted at `since_us`, have reported."""
-    number = scheduler_id.partition(".")[0]  # PBS appends a dot and the server, or does not
-    rows = cx.execute(
-        "SELECT scheduler_id, note FROM lease WHERE kind = 'launcher' AND note <> '' AND opened >= ? ORDER BY id", (since_us,)
-    )
-    notes = [json.loads(note) for other, note in rows if other.partition(".")[0] == number != ""]
+    notes = [json.loads(note) for note in queries.launchers_in(cx, "note", scheduler_id, since_us) if note]
     return {tuple(shape): reason for note in notes for shape, reason in note}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ...core import field_specs, states
 from ..engine.connection import Database
 from ..engine.schema import VISIBLE, sql_list
+from ..query import queries
 from . import claims, suspects
 from .claims import Shape, StartableIndex
 
@@ -184,17 +185,11 @@ def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
     if row is None or begun is not None:
         return False
     if planned is None:
-        return not _had_launcher(cx, *row)
+        created_us, scheduler_id = row
+        return not queries.launchers_in(cx, "id", scheduler_id, created_us)
     run = cx.execute(
         f"""SELECT 1 FROM (SELECT id {_OF_LAUNCH}) AS planned JOIN event ON event.job = planned.id
             WHERE event.time >= ? AND event.to_state = '{states.RUNNING}' LIMIT 1""",
         (launch, row[0]),
     ).fetchone()
     return run is None
-
-
-def _had_launcher(cx: sqlite3.Connection, created_us: int, scheduler_id: str) -> bool:
-    """Return whether a launcher has begun in the batch job with that id. PBS ids have the server after a dot, or do not."""
-    found = cx.execute("SELECT scheduler_id FROM lease WHERE kind = 'launcher' AND opened >= ?", (created_us,))
-    number = scheduler_id.partition(".")[0]
-    return number != "" and any(row[0].partition(".")[0] == number for row in found)

@@ -188,7 +188,7 @@ def test_completion_is_there_for_every_shell(environ: dict[str, str], shell: str
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("jo", ["job"]), ("job cr", ["create"]), ("job create --pa", ["--param", "--parent-id"])]
+    ("typed", "offered"), [("jo", ["job"]), ("job cr", ["create"]), ("job create --pa", ["--parent", "--parent-id", "--param"])]
 )
 def test_each_word_of_a_command_is_completed_on_its_own(environ: dict[str, str], typed: str, offered: list[str]) -> None:
     words = f"balsam {typed}"

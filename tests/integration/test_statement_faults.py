@@ -296,6 +296,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 OTHERS = {
     "app ls job ls ls which log plot queue ls site ls site sample-settings": "they only read",
     "db info db check db count db salvage": "they only read this DB",
+    "job kill job rerun": "other names of killjob and rerun",
     "login server": "old scripts call them; they do nothing",
     "site add site forget site rename site rm": "the registry, one file that is replaced",
     "site start site stop site sync service answer": "programs that run for long; a turn of the service is below",

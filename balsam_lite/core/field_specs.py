@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Callable, NamedTuple
 
 from . import states
@@ -225,17 +225,10 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _count(value: Any) -> int:
+def _count(value: Any, least: int = 1) -> int:
     value = _integer(value)
-    if value < 1:
-        raise ValueError(f"must be 1 or more, not {value}")
-    return value
-
-
-def _count0(value: Any) -> int:
-    value = _integer(value)
-    if value < 0:
-        raise ValueError(f"must be 0 or more, not {value}")
+    if value < least:
+        raise ValueError(f"must be {least} or more, not {value}")
     return value
 
 
@@ -507,8 +500,8 @@ def _id(value: Any) -> int | None:
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": _text, "label": _label, "command": _command, "path": _path, "place": _place, "integer": _integer, "count": _count,
-    "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
-    "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
+    "count0": partial(_count, least=0), "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object,
+    "tags": _tags, "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
 }  # fmt: skip
 
 #: Kinds whose stored form is JSON text; records return them as dicts.

@@ -311,10 +311,8 @@ class Service:
     def _refuse(self, queue: str, said: Mapping[Shape, str]) -> None:
         """Submit no launch for such jobs alone: the last launcher reported why it cannot take them. Other jobs may run."""
         for shape, reason in said.items():
-            known = self._refusals.get((queue, shape))
-            failures = known.failures + 1 if known else 1
-            until = self._clock.monotonic() + self._pause_s(failures, _MAX_REFUSAL_S)
-            self._refusals[queue, shape] = SubmissionPause(failures, until, f"after {failures} launch(es) in vain, {reason}")
+            text = f"launch(es) in vain, {reason}"
+            self._refusals[queue, shape] = self._longer(self._refusals.get((queue, shape)), _MAX_REFUSAL_S, text)
 
     def reap(self) -> None:
         """Free the jobs of launchers that died."""
@@ -433,16 +431,16 @@ class Service:
     # --- what is remembered -------------------------------------------------------------------------------------------
 
     def _pause(self, queue: str, reason: str) -> None:
-        failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
-        seconds = self._pause_s(failures, _MAX_PAUSE_S)
-        first = reason.partition("\n")[0]
-        self._pauses[queue] = SubmissionPause(
-            failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}"
-        )
+        text = f"failure(s), {reason.partition(chr(10))[0]}"
+        pause = self._pauses[queue] = self._longer(self._pauses.get(queue), _MAX_PAUSE_S, text)
+        seconds = pause.until - self._clock.monotonic()
         self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")
 
-    def _pause_s(self, failures: int, longest_s: float) -> float:
-        return min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MAX_DOUBLINGS))
+    def _longer(self, last: SubmissionPause | None, longest_s: float, reason: str) -> SubmissionPause:
+        """Return a pause that is twice as long as the last one, from now."""
+        failures = last.failures + 1 if last else 1
+        seconds = min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MAX_DOUBLINGS))
+        return SubmissionPause(failures, self._clock.monotonic() + seconds, f"after {failures} {reason}")
 
     def _did(self, what: str) -> None:
         log.info("%s", what[:1].upper() + what[1:])

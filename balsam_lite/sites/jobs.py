@@ -34,8 +34,6 @@ _APP_NAMES = ("app_id", "app", "application")
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
 #: Clocks of hosts differ, and many callers give a time in whole seconds.
 _CLOCKS_DIFFER_US = 60 * SECOND_US
-#: Maximum number of job numbers in an error.
-_NAMED = 5
 #: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; other systems limit only the total.
 _MAX_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else MAX_BYTES
 
@@ -304,10 +302,8 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
     with db.read() as cx:
         missing = sorted(set(new.parents) - set(queries.states_of(cx, new.parents)))
     if missing:
-        listed = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
-        unknown = UnknownJob(
-            f"Could not find one or more Jobs set as parents: {listed}", hint="`balsam job ls` shows the jobs."
-        )
+        text = f"Could not find one or more Jobs set as parents: {graph.listed(missing)}"
+        unknown = UnknownJob(text, hint="`balsam job ls` shows the jobs.")
         raise new.numbered(unknown, new.parents[missing[0]])
 
 

@@ -26,7 +26,7 @@ from ..engine.schema import VISIBLE, sql_list, visible
 from . import large_writes
 from .transitions import Transition, apply, id_list
 
-#: Maximum number of jobs on a cycle that an error names.
+#: Maximum number of jobs that an error names.
 _NAMED = 5
 
 PARENT_FAILED = "One or more parent jobs failed"
@@ -60,6 +60,12 @@ _FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
     SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1) IS NOT NULL"""
 
 
+def listed(numbers: Iterable[int]) -> str:
+    """Return the first of these numbers, for an error."""
+    found = list(numbers)
+    return ", ".join(map(str, found[:_NAMED])) + (", …" if len(found) > _NAMED else "")
+
+
 def add_dependency(cx: sqlite3.Connection, parent: int, child: int, now_us: int) -> None:
     """Make `child` wait for `parent`; see `add_dependencies`."""
     add_dependencies(cx, [(parent, child)], now_us)
@@ -83,10 +89,9 @@ def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], n
     below = descendants(cx, children)
     cycle = find_cycle([*_edges_from(cx, [*children, *below]), *pairs]) if below or len(pairs) > 1 else []
     if cycle:
-        named = ", ".join(map(str, cycle[:_NAMED])) + (", …" if len(cycle) > _NAMED else "")
         raise DependencyCycle(
             "Detected circular dependency; not creating link",
-            hint=f"{len(cycle)} jobs would wait for each other: numbers {named}.",
+            hint=f"{len(cycle)} jobs would wait for each other: numbers {listed(cycle)}.",
         )
     _check_unstarted(cx, children, f"none of the {len(pairs)} dependencies was added" if len(pairs) > 1 else "")
     add_edges(cx, pairs, now_us)

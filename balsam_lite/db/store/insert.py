@@ -42,17 +42,13 @@ from ..engine.filesystem import failure
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
 from . import graph, large_writes, pieces, transitions
+from .large_writes import Progress
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
 _CHUNK = 5000
 #: Bytes of the number that gives the length of such a piece.
 _LENGTH = 8
-
-#: Maximum number of jobs on a cycle that an error names.
-_NAMED = 5
-
-Progress = Callable[[int], None]
 
 
 class Position(NamedTuple):
@@ -339,7 +335,7 @@ def _refuse_cycle(inner: list[tuple[int, int]]) -> None:
     if len(cycle) == 1:
         raise DependencyCycle(f"Job number {cycle[0] + 1}: a job cannot wait for itself; nothing was added.")
     if cycle:
-        named = ", ".join(str(job + 1) for job in cycle[:_NAMED]) + (", …" if len(cycle) > _NAMED else "")
+        named = graph.listed(job + 1 for job in cycle)
         raise DependencyCycle(
             f"Job number {cycle[0] + 1}: Detected circular dependency; nothing was added.",
             hint=f"{len(cycle)} jobs of this batch would wait for each other: numbers {named}.",

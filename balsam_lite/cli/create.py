@@ -215,7 +215,9 @@ def _fields_of(options: Mapping[str, Any]) -> Row:
     others: Row = {name: values.pop(name) for name in ("workdir", "allow_shared_workdir", "launch_params") if name in values}
     if "workdir" in others:
         others["workdir"] = field_specs.checked_workdir(others["workdir"])
-    return {**field_specs.check_job(values), **others, **{name: values[name] for name in _PAIRS if name in values}}
+    # A site takes mappings, and makes paths absolute itself: at another host a path of this one means nothing.
+    as_typed = [name for name in values if name in _PAIRS or field_specs.JOB_FIELD[name].kind in ("place", "path")]
+    return {**field_specs.check_job(values), **others, **{name: values[name] for name in as_typed}}
 
 
 def _add(target: SiteInterface, fields: Row, parents: list[int], yes: bool, style: _Wording) -> Row:

@@ -613,6 +613,10 @@ def test_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega
     assert "site_name: omega\n" in out
     assert out.endswith("Added Job id=1\n")
     assert "Missing required parameters" in balsam("job", "create", "-a", "Hello", "-w", "x", "--site", "omega", "-y")[2]
+    for name in ("--url-in", "--url-out", "--user-workdir"):
+        code, out, err = balsam(*HELLO_JOB, "-w", "y", name, "here/there", "--site", "omega", "-y")
+        assert (code, out) == (2, "")
+        assert "is a relative path, which means nothing at " in err
     listed = balsam("job", "ls")[1].splitlines()
     assert [line.split()[1:5] for line in listed[2:]] == [
         ["alpha", "Hello", "here", "CREATED"], ["omega", "Hello", "there", "CREATED"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from launching import Bench
 
@@ -22,6 +22,7 @@ from balsam_lite.schedulers.base import Partition, check_sum
 TAGS = st.dictionaries(st.text(min_size=1).filter(lambda key: "=" not in key), st.text(), max_size=3)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mode=st.sampled_from(["serial", "mpi", "mixed"]), nodes=st.integers(1, 10**7), tags=TAGS)
 def test_a_part_is_read_as_it_was_written_whatever_is_in_its_tags(mode: str, nodes: int, tags: dict[str, str]) -> None:
     part = Partition(mode, nodes, tags)

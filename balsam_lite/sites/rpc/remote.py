@@ -22,7 +22,7 @@ ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
 MAX_ANSWER_BYTES = 2 * 1024**3
 
 #: Fields of jobs and applications that hold a path.
-_PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
+_PATHS = frozenset({"stage_in_url", "stage_out_url", "user_workdir", "envscript"})
 
 _CHANGING = ("create", "update", "update_where", "delete", "rerun", "kill")
 

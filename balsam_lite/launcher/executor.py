@@ -18,6 +18,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..core import field_specs, import_guard, states
@@ -384,10 +385,8 @@ class BalsamExecutor(concurrent.futures.Executor):
 
 def _remove(path: str) -> None:
     if path:
-        try:
+        with suppress(OSError):
             os.unlink(path)
-        except OSError:
-            pass
 
 
 def _app_for(cx: Any, line: str, may_add: bool) -> str:

@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -284,10 +285,8 @@ class _Scanner:
 
     def scan(self) -> list[tuple[str, str]]:
         """Return the quotes of each value."""
-        try:
+        with suppress(_EndOfCertainty):
             self._commands()
-        except _EndOfCertainty:
-            pass
         self._end_condition()
         for name in self._assigned.intersection(_NAME.findall(" ".join(self._evaluated))):
             self._refuse(f"in the variable {name}, which bash evaluates elsewhere")

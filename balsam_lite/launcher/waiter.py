@@ -19,6 +19,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary, finalize
 
@@ -488,11 +489,9 @@ class QuietReporter:
             return
         self._reported, self._reported_at = why, now
         what = f"{len(jobs)} jobs" if len(jobs) > 1 else "a job"
-        try:
+        with suppress(AttributeError, OSError, ValueError):  # stderr is closed
             sys.stderr.write(f"balsam: waiting for {what} of {self.directory} for {quiet_s:.0f} s: {why}\n")
             sys.stderr.flush()
-        except (AttributeError, OSError, ValueError):  # stderr is closed
-            pass
 
     def _reason(self, jobs: Sequence[int]) -> str:
         from ..core.settings import Settings

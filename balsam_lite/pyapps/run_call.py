@@ -10,13 +10,10 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import result_file
 from .result_file import Outcome, ResultHeader
-
-if TYPE_CHECKING:
-    pass
 
 
 def concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 from ...core.process_table import Process, command_of, is_detached, process_of, run_mark_of
 
 _PAGE_BYTES = 4096
 
 
-class AdoptingRun(Protocol):
-    """A program that this process has started as the leader of a session."""
+class HelperRun:
+    """A running program, which a spawn helper has started as the leader of a session."""
 
-    pid: int
-    directory: str
-    mark: bytes  # its BALSAM_RUN; b"" if it has none
-    is_kept: bool  # what it leaves is detached
+    __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
+
+    def __init__(self, key: int, lane: int, pid: int, directory: str, mark: bytes, is_kept: bool) -> None:
+        self.key, self.lane, self.pid, self.directory = key, lane, pid, directory
+        self.mark = mark  # its BALSAM_RUN; b"" if it has none
+        self.is_kept = is_kept  # what it leaves is detached
+        self.end = 0  # how it ends; see `spawn_helper.BY_ITSELF`
 
 
 #: The pids of adopted processes that are gone, and of ended runs of which nothing is left; and adopted processes that are not
@@ -43,9 +45,9 @@ class Adopted:
         with suppress(OSError):  # proc_pid_children(5): not in all kernels; the main thread has the number of the process
             self._fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
         self._owners: dict[int, int] = {}  # of each that is known, the pid of the run that has left it; 0: unknown
-        self._ended: dict[int, AdoptingRun] = {}  # runs that have left something, by pid
+        self._ended: dict[int, HelperRun] = {}  # runs that have left something, by pid
 
-    def look(self, living: Mapping[int, AdoptingRun], ended: Iterable[AdoptingRun]) -> Changes:
+    def look(self, living: Mapping[int, HelperRun], ended: Iterable[HelperRun]) -> Changes:
         """Look for processes adopted since the last call, and for those that are gone.
 
         Args:
@@ -109,7 +111,7 @@ class Adopted:
         found = [process_of(pid) for pid in adopted if not is_detached(pid)]
         return [one for one in found if one is not None]
 
-    def _owner_of(self, process: Process, living: Mapping[int, AdoptingRun]) -> int:
+    def _owner_of(self, process: Process, living: Mapping[int, HelperRun]) -> int:
         """Return the run that has left a process: by session, run mark or, if neither is known, working directory."""
         for pid in (process.session, process.group):
             if pid in living or pid in self._ended:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import SpawnFailed
 from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
-from .adopted import Adopted
+from .adopted import Adopted, HelperRun
 from .run_file import RunFile, Writer
 
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, keys), (WITHDRAW, keys), (TELL, keys),
@@ -79,18 +79,6 @@ class Request(NamedTuple):
     prepare: bytes = b""  # pickled: (function, arguments) of what is to be done before
     cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
     lane: int = 0  # what is queued takes the place of a run of the same lane; 0: of none
-
-
-class HelperRun:
-    """A running program."""
-
-    __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
-
-    def __init__(self, request: Request, pid: int) -> None:
-        self.key, self.lane, self.pid, self.directory = request.key, request.lane, pid, request.directory
-        self.mark = request.own.get(_RUN, b"")
-        self.is_kept = _DETACHED in request.own
-        self.end = BY_ITSELF
 
 
 class Helper:
@@ -259,7 +247,9 @@ class Helper:
             return False
         self._started_at = time.monotonic()
         self._look_at = min(self._look_at, self._started_at + _LOOK_PERIODS_S[0][1])
-        run = self._runs[pid] = self._by_key[request.key] = HelperRun(request, pid)
+        run = self._runs[pid] = self._by_key[request.key] = HelperRun(
+            request.key, request.lane, pid, request.directory, request.own.get(_RUN, b""), _DETACHED in request.own
+        )
         start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
         self._note_start(pid, start, run.mark)
         self._answer((STARTED, request.key, pid, start, started_us))

@@ -465,10 +465,8 @@ class Alarm:
 
     def wake(self) -> None:
         """End the sleep, or the next one. Any thread may call it."""
-        try:
+        with suppress(BlockingIOError):  # it is full of such calls
             os.write(self._write, b"\0")
-        except BlockingIOError:  # it is full of such calls
-            pass
 
     def wait(self, seconds: float) -> bool:
         """Sleep for `seconds`. Return True at once when a signal or an answer has arrived since the last call."""
@@ -481,10 +479,8 @@ class Alarm:
         ready = [file for file, _ in waiting.poll(max(0.0, seconds) * 1000)]
         if self._read not in ready:
             return bool(ready)
-        try:
+        with suppress(BlockingIOError):
             os.read(self._read, 4096)
-        except BlockingIOError:
-            pass
         return True
 
 

@@ -84,11 +84,9 @@ class Machine:
 
     def _scope(self, place: str) -> str:
         """Return the scope of a failure at a path of one job: the path's file system, or the path alone."""
-        try:
+        with suppress(OSError):
             if os.stat(place).st_dev != os.stat(self._data).st_dev:
                 return filesystem.mount_of(place).point
-        except OSError:
-            pass
         return place
 
     def why_data_is_gone(self) -> str:

@@ -62,25 +62,23 @@ class Workers:
 
     def gather(self, limit_s: float = _HELLO_LIMIT_S) -> None:
         """Wait until all have introduced themselves; leave out those that have not within the limit."""
-        self._wait_for(messages.HELLO, self._greet, limit_s)
+        self._wait_for(messages.HELLO, limit_s)
 
     def begin(self, orders: messages.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
         """Make the ranks end processes of dead launchers on their nodes and prepare to run jobs. Wait until they are ready."""
         self._ending_s = orders.grace_s + _GUARD_S
         for rank in self.members:
             self.channel.send(rank, messages.BEGIN, tuple(orders))
-        self._wait_for(messages.READY, self._note_readiness, limit_s + orders.grace_s)
+        self._wait_for(messages.READY, limit_s + orders.grace_s)
 
-    def _wait_for(self, kind: str, act: Callable[..., None], limit_s: float) -> None:
+    def _wait_for(self, kind: str, limit_s: float) -> None:
         missing = {rank for rank in self._others if rank not in self.left_out}
         deadline = self._clock.monotonic() + limit_s
         while self._is_waiting_for(missing, deadline):
             for rank, message in self.channel.receive():
+                self.note(rank, message)
                 if message[0] == kind:
-                    act(rank, *message[1:])
                     missing.discard(rank)
-                else:
-                    self.note(rank, message)
             missing -= self.newly_left_out().keys()
         for rank in missing:
             self.leave_out(rank, f"it did not send {kind!r} within {limit_s:.0f} s")
@@ -104,15 +102,13 @@ class Workers:
         else:
             self.leave_out(rank, f"on {hello.host} runs {hello.version} instead of {messages.VERSION}")
 
-    def _note_readiness(self, rank: int, trouble: str) -> None:
-        if trouble:
-            self.leave_out(rank, trouble)
-
     def note(self, rank: int, message: Message) -> None:
         """Act on a message about the rank itself, not about a job."""
         if message[0] == messages.LOG:
             log.log(message[1], "%s: %s", self.name(rank), message[2])
-        elif message[0] == messages.GONE:
+        elif message[0] == messages.HELLO and rank not in self.left_out:
+            self._greet(rank, message[1])
+        elif message[0] == messages.GONE or (message[0] == messages.READY and message[1]):  # it cannot run jobs
             self.leave_out(rank, message[1])
 
     def name(self, rank: int) -> str:

@@ -63,10 +63,8 @@ def run(text: str) -> int:
 def _keep_files_to_ourselves() -> None:
     """Keep started programs from inheriting files and sockets that MPI has opened."""
     for name in os.listdir("/dev/fd"):
-        try:
+        with suppress(OSError):  # it was the directory's own
             os.set_inheritable(int(name), int(name) <= 2)
-        except OSError:  # it was the directory's own
-            pass
 
 
 def _leave(transport: MpiTransport, together: bool, code: int) -> int:

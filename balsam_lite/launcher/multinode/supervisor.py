@@ -21,6 +21,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import FrameType
 from typing import NamedTuple
 
@@ -95,10 +96,8 @@ class RankPlan(NamedTuple):
 
 def report(**news: object) -> None:
     """Report to the supervisor. Rank 0 reports `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
-    try:
+    with suppress(OSError):  # the supervisor is gone; the end of stdin tells that, too
         os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
-    except OSError:  # the supervisor is gone; the end of stdin tells that, too
-        pass
 
 
 # --- the supervisor ---------------------------------------------------------------------------------------------------

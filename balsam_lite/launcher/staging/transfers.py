@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Callable, NamedTuple
 from urllib.parse import unquote
 
@@ -268,10 +269,8 @@ def _upload_to(place: Remote, sources: list[str], workdir: str, run: Run, cancel
 
 
 def _try_to_remove(part: Remote, workdir: str, run: Run) -> None:
-    try:
+    with suppress(BalsamError, OSError):  # what made the upload fail prevents this, too
         run(part.ssh("rm", "-rf", "--", part.path), workdir)
-    except (BalsamError, OSError):  # what made the upload fail prevents this, too
-        pass
 
 
 def _call(argv: list[str], workdir: str, run: Run, cancelled: Cancelled) -> None:

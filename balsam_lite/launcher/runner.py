@@ -559,6 +559,8 @@ class LocalRunner(Runner):
         for run in runs:
             found = [*living(run.members), *descendants(self._leaders(run), [run.made.mark])]
             spared = [one for one in found if one.group == run.pid] if run.is_spared else []
+            if run.reached_us is None:  # a helper that is slow, or stopped, would take the end for the run's own
+                run.reached_us = self._clock.now_us()
             if spared:
                 # Killed itself, it would leave its ranks on other nodes running.
                 run.is_spared = False

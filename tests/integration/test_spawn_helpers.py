@@ -248,6 +248,21 @@ def test_a_launcher_continues_a_helper_that_is_stopped_again_and_again_and_loses
     assert "was stopped and is continued" in Path(bench.directory, "log", "stderr").read_text()
 
 
+def test_a_run_killed_at_the_launchers_end_has_not_failed_even_if_its_helper_was_stopped(bench: Bench) -> None:
+    """The launcher kills the run itself then, and the helper reaps it before it reads that the run was told to stop."""
+    bench.environ["BALSAM_KILL_GRACE_S"] = "0.2"
+    bench.shell("long", "sleep 600")
+    (job,) = bench.add([{"application": "long"}])
+    launcher = bench.launch("--nodes", "1")
+    wait_until(lambda: sleeps(launcher.pid))
+    for one in below(launcher.pid):
+        if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline"):
+            os.kill(one.pid, signal.SIGSTOP)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 0
+    assert bench.job(job)["state"] == "RESTART_READY"
+
+
 def test_a_helper_that_is_stopped_again_before_it_could_answer_is_continued_again(tmp_path: Path, monkeypatch) -> None:
     spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 0.2)
     channel = spawner.channel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..db.query.fields import EVENT
 from . import site_handle
-from .query import Manager, Query
+from .query import Manager, Pair, Query
 from .records import NEVER, RelatedNumber, SiteRecord, known, naive
 from .site_handle import SiteHandle
 
@@ -62,6 +61,7 @@ class EventQuery(Query[EventLog]):
     warning.
     """
 
+    _order = "-timestamp"
     _walked: int | None = None
 
     def _with(self, **changes: Any) -> EventQuery:
@@ -82,7 +82,7 @@ class EventQuery(Query[EventLog]):
     def _fetch(self) -> list[EventLog]:
         return list(iter(self))
 
-    def _begin(self, stop: int | None) -> tuple[Iterator[tuple[SiteHandle, dict[str, Any]]], int | None]:
+    def _begin(self, stop: int | None) -> tuple[Iterator[Pair], int | None]:
         """Return the matching rows of all sites, in order, at most `stop` being needed; and their number, if known."""
         size = _FIRST_PAGE if stop is None else min(_FIRST_PAGE, stop)
         asked = self._questions() if size else []
@@ -91,16 +91,12 @@ class EventQuery(Query[EventLog]):
         order = self._order
         found = site_handle.ask(asked, lambda site, where: site.select("event", where, order, 0, size))
         wheres = dict(asked)
-        sign = 1 if order == "timestamp" else -1
-        pages = [self._pages(handle, wheres[handle], rows, size) for handle, rows in found]
-        merged = heapq.merge(*pages, key=lambda pair: sign * int(pair[1]["timestamp"])) if len(pages) > 1 else pages[0]
+        merged = self._merged([self._pages(handle, wheres[handle], rows, size) for handle, rows in found])
         number, wanted = sum(len(rows) for _, rows in found), sys.maxsize if stop is None else stop
         is_known = number >= wanted or all(len(rows) < size for _, rows in found)
         return merged, min(number, wanted) if is_known else None
 
-    def _pages(
-        self, handle: SiteHandle, where: dict[str, Any], rows: list[dict[str, Any]], size: int
-    ) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
+    def _pages(self, handle: SiteHandle, where: dict[str, Any], rows: list[dict[str, Any]], size: int) -> Iterator[Pair]:
         """Yield the events of a site in order, of which `rows` are the first `size`."""
         while True:
             for row in rows:

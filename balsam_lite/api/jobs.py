@@ -255,7 +255,9 @@ class Job(SiteRecord):
             NoResult: it is not over yet. TaskFailed: it did not finish; with the reason. RemoteError: the result cannot be
             read here.
         """
-        return waiting.result_nowait(self)
+        if not self.done():
+            raise NoResult(f"{self._title()} is still {self.state}.")
+        return waiting.result_of(self)
 
     def result(self, timeout: float | None = None, poll_interval: float = 1.0) -> Any:
         """Wait until it is over, then do as `result_nowait`.
@@ -263,7 +265,13 @@ class Job(SiteRecord):
         Raises:
             concurrent.futures.TimeoutError: it is not over after `timeout` seconds.
         """
-        return waiting.result(self, timeout, poll_interval)
+        if not waiting.wait([self], timeout, poll_interval, waiting.ALL_COMPLETED)[0]:
+            from concurrent.futures import TimeoutError as Overdue
+
+            raise Overdue(f"Job is still {self.state} after {timeout or 0:g} sec timeout")
+        if not self.done():  # it was started again meanwhile
+            return self.result(timeout, poll_interval)
+        return waiting.result_of(self)
 
 
 def refuse_transfers(transfers: Any) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Generic, NoReturn, TypeVar
 
 from ..core.errors import InputError, UnknownField
@@ -21,6 +21,8 @@ from .site_handle import Question, SiteHandle
 
 R = TypeVar("R", bound=SiteRecord)
 QueryType = TypeVar("QueryType", bound="Query[Any]")
+#: A row, after its site.
+Pair = tuple[SiteHandle, dict[str, Any]]
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
@@ -93,20 +95,20 @@ class Query(LazySet[R]):
         found = site_handle.ask(asked, lambda site, where: site.select(kind, where, order, first, stop))
         if len(asked) == 1:
             return [make(row, handle) for handle, rows in found for row in rows]
-        return [make(row, handle) for handle, row in islice(self._merged(found), self._start, stop)]
-
-    def _merged(self, found: Iterable[tuple[SiteHandle, list[dict[str, Any]]]]) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
-        """Yield the rows of several sites, each already sorted, in order."""
         pairs = [[(handle, row) for row in rows] for handle, rows in found]
-        if not self._order:
-            return (pair for of_site in pairs for pair in of_site)
+        return [make(row, handle) for handle, row in islice(self._merged(pairs), self._start, stop)]
+
+    def _merged(self, of_sites: Sequence[Iterable[Pair]]) -> Iterator[Pair]:
+        """Yield the rows of several sites, each already sorted, in order."""
+        if not self._order or len(of_sites) == 1:
+            return chain.from_iterable(of_sites)
         field, reverse = self._order.lstrip("-"), self._order.startswith("-")
 
-        def key(pair: tuple[SiteHandle, dict[str, Any]]) -> tuple[bool, Any]:
+        def key(pair: Pair) -> tuple[bool, Any]:
             value = pair[1][field]
             return (value is None) != reverse, 0 if value is None else value  # rows without a value come last either way
 
-        return heapq.merge(*pairs, key=key, reverse=reverse)
+        return heapq.merge(*of_sites, key=key, reverse=reverse)
 
     def _count(self) -> int:
         kind = self.model._KIND

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ..core.errors import UnknownField, did_you_mean
+from ..core.errors import UnknownField
 from ..db.engine import directories, registry
 from ..db.engine.registry import SiteEntry
 from . import site_handle
@@ -123,16 +124,13 @@ class SiteQuery(Query[Site]):
     def _read(self) -> list[Site]:
         found = [entry for entry in _entries() if self._matches(entry)]
         field = {"name": "name", "path": "path"}.get(self._order.lstrip("-"), "number")
-        found.sort(key=lambda entry: str(getattr(entry, field)) if field != "number" else entry.number)
-        if self._order.startswith("-"):
-            found.reverse()
+        found.sort(key=attrgetter(field), reverse=self._order.startswith("-"))
         return [Site._of(_row(entry), handle_of(entry)) for entry in found[self._start : self._stop]]
 
     def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         for name in conditions:
             if name not in _CONDITIONS:
-                meant = did_you_mean(name, _CONDITIONS)
-                raise UnknownField(f"A site has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(_CONDITIONS)}")
+                raise UnknownField.named("site", name, _CONDITIONS)
         return dict(conditions)
 
     def _matches(self, entry: SiteEntry) -> bool:

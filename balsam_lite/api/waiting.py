@@ -35,28 +35,7 @@ class NoResult(BalsamError):
     """The job has not ended."""
 
 
-# --- one job ----------------------------------------------------------------------------------------------------------
-
-
-def result_nowait(job: Job) -> Any:
-    """See `Job.result_nowait`."""
-    if not job.done():
-        raise NoResult(f"{job._title()} is still {job.state}.")
-    return _result(job)
-
-
-def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
-    """See `Job.result`."""
-    if not wait([job], timeout, poll_interval, ALL_COMPLETED)[0]:
-        from concurrent.futures import TimeoutError as Overdue
-
-        raise Overdue(f"Job is still {job.state} after {timeout or 0:g} sec timeout")
-    if not job.done():  # it was started again meanwhile
-        return result(job, timeout, poll_interval)
-    return _result(job)
-
-
-def _result(job: Job) -> Any:
+def result_of(job: Job) -> Any:
     """Return the result of the function of a job that has ended, or raise its exception."""
     found = job._site.interface.result(job._row["id"])
     is_good = found["state"] == states.JOB_FINISHED
@@ -70,9 +49,6 @@ def _result(job: Job) -> Any:
     if outcome.good != is_good:  # the function succeeded and a hook failed; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
     return result_file.result_of("function", outcome)
-
-
-# --- many jobs --------------------------------------------------------------------------------------------------------
 
 
 def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> tuple[list[Job], list[Job]]:

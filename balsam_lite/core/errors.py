@@ -57,6 +57,14 @@ class InvalidStateError(InputError):
 class UnknownField(InputError):
     """There is no such field."""
 
+    @classmethod
+    def named(cls, what: str, name: object, known: Iterable[str]) -> UnknownField:
+        """Return the error that a `what` has no field `name`, with the nearest of the known ones."""
+        fields = list(known)
+        article = "An" if what[0] in "aeiou" else "A"
+        meant = did_you_mean(str(name).partition("__")[0], fields)
+        return cls(f"{article} {what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(fields)}")
+
 
 class UnknownAttribute(UnknownField, AttributeError):
     """An object has no settable field with that name."""

@@ -526,9 +526,7 @@ def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = 
     name = ALIASES.get(name, name)
     if name in fields:
         return fields[name]
-    raise UnknownField(
-        f"A {what} has no field {name!r}.{did_you_mean(name, fields)}", hint=f"Its fields are: {', '.join(fields)}"
-    )
+    raise UnknownField.named(what, name, fields)
 
 
 def checked(field: Field, value: Any, what: str = "job") -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core import field_specs
-from ..core.errors import InputError, InvalidSpec, NotFound, UnknownAttribute, did_you_mean
+from ..core.errors import InputError, InvalidSpec, NotFound, UnknownAttribute
 
 if TYPE_CHECKING:
     from .engine.connection import Database
@@ -133,15 +133,8 @@ class Record:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name[0] != "_" and name not in self._SETTABLE:
-            raise self._unknown(name)
+            raise UnknownAttribute.named(self._what, name, self._FIELDS)
         object.__setattr__(self, name, value)
-
-    @classmethod
-    def _unknown(cls, name: str) -> UnknownAttribute:
-        """Return the error for a name that is no field."""
-        article = "An" if cls._what[0] in "aeiou" else "A"
-        text = f"{article} {cls._what} has no field {name!r}.{did_you_mean(name, cls._FIELDS)}"
-        return UnknownAttribute(text, hint=f"Its fields are: {', '.join(cls._FIELDS)}")
 
     def _settle(self) -> None:
         """Update this record with values that the store has set since it was added."""

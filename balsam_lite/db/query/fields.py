@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
-from ...core.errors import InvalidSpec, UnknownField, did_you_mean
+from ...core.errors import InvalidSpec, UnknownField
 from ..engine.schema import PAYLOAD
 
 COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
@@ -64,11 +64,7 @@ class Table(NamedTuple):
 
     def unknown(self, name: str) -> UnknownField:
         """Return the error that there is no field of that name, with the nearest one."""
-        article = "An" if self.what[0] in "aeiou" else "A"
-        meant = did_you_mean(name.partition("__")[0], self.names)
-        return UnknownField(
-            f"{article} {self.what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(self.names)}"
-        )
+        return UnknownField.named(self.what, name, self.names)
 
 
 def _stored(table: str, kinds: Mapping[str, str]) -> dict[str, Column]:

@@ -295,7 +295,7 @@ def _time_us(environ: _Environ, variable: str) -> int | None:
     found = re.fullmatch(r"([0-9]{1,12})(\.[0-9]*)?", text)
     if not found or int(found[1]) > _LATEST_S:
         raise _nonsense(
-            variable, text, "a time in seconds since 1970", f"`unset {variable}`; an option of the launcher says it too."
+            variable, text, "a time in seconds since 1970", f"`unset {variable}`; an option of the launcher sets it, too."
         )
     return int(found[1]) * SECOND_US or None
 
@@ -303,7 +303,7 @@ def _time_us(environ: _Environ, variable: str) -> int | None:
 def _count(environ: _Environ, variable: str) -> int:
     text = environ[variable]
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise _nonsense(variable, text, "a number of nodes", f"`unset {variable}`; an option of the launcher says it too.")
+        raise _nonsense(variable, text, "a number of nodes", f"`unset {variable}`; an option of the launcher sets it, too.")
     return int(text)
 
 

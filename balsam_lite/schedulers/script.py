@@ -75,7 +75,7 @@ def _check_use(request: LaunchRequest, use: _Use, path: str) -> None:
         if getattr(request, name) and name not in use.variables:
             raise InvalidSpec(
                 f"The job template {path} does not hand {name} on to the launcher.",
-                hint=f"Put this behind its command: {{% for {word} in {name} %}} --{word} {{{{ {word} | q }}}}{{% endfor %}}",
+                hint=f"Put this after its command: {{% for {word} in {name} %}} --{word} {{{{ {word} | q }}}}{{% endfor %}}",
             )
     extra = sorted(set(request.optional_params) - use.optional)
     if extra and not use.takes_any:

@@ -291,7 +291,7 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
     if row["scheduler"] != scheduler.domain:
         raise CancelFailed(
             f"{NAME}{number} belongs to another scheduler: {row['scheduler']}, not {scheduler.domain}.",
-            hint="SCHEDULER_CLASS of the settings says which scheduler is in use; or go to the host that has that one.",
+            hint="SCHEDULER_CLASS of the settings sets which scheduler is in use; or go to the host that has that one.",
         )
     if not row["scheduler_id"]:
         raise CancelFailed(f"{NAME}{number} is just being submitted.", hint="Try again in a moment.")

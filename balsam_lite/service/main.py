@@ -70,7 +70,7 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
         finally:
             if service.holds_lease:  # otherwise its number may belong to another lease, in another DB at this path
                 with db.write() as cx:
-                    leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
+                    leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an internal error; see the log")
             db.close()  # so that the one file holds everything
 
 
@@ -87,7 +87,7 @@ def _run(service: Service) -> int:
             log.error("%s", exc.message)
             return 1
         except BaseException:
-            log.exception("The service stops because of an error of its own.")
+            log.exception("The service stops because of an internal error.")
             raise
         finally:
             for number, handler in before.items():

@@ -300,7 +300,7 @@ def _obstacles(shape: Shape, part: Partition, gpus: float | None) -> Iterator[st
         yield f"need {shape.num_nodes} nodes, the launcher has {part.num_nodes}"
     wanted = cost_of(shape).gpus
     if gpus is not None and wanted > gpus:
-        yield f"need {wanted:g} GPU(s) per node, the nodes have {gpus:g} (GPUS_PER_NODE of the settings says how many)"
+        yield f"need {wanted:g} GPU(s) per node, the nodes have {gpus:g} (GPUS_PER_NODE of the settings sets how many)"
 
 
 def _gpus_per_node(settings: Settings, nodes: int, scheduler_name: str) -> float | None:

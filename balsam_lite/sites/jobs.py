@@ -158,7 +158,7 @@ def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> 
         raise InvalidSpec(
             f"The job asks for {wanted:g} GPUs on each node (gpus_per_rank {gpus_per_rank} x ranks_per_node {ranks_per_node}), "
             f"but a node has {gpus_per_node}",
-            hint="GPUS_PER_NODE in settings.json says how many GPUs a node has.",
+            hint="GPUS_PER_NODE in settings.json sets how many GPUs a node has.",
         )
 
 

@@ -235,7 +235,7 @@ def move(entry: SiteEntry, destination: str) -> Moved:
     try:
         return _arrive(entry, source, target)
     except BaseException:
-        _mend_links(os.path.join(target, directories.DATA), target, source)
+        _redirect_links(os.path.join(target, directories.DATA), target, source)
         _change_paths(target, target, source)
         os.rename(target, source)
         _forget_where_from(source)
@@ -275,7 +275,7 @@ def _take_back(entry: SiteEntry, source: str, target: str) -> None:
 def _arrive(entry: SiteEntry, source: str, target: str) -> Moved:
     """Record the new directory in the DB and in the registry."""
     apps = _change_paths(target, source, target)
-    links = _mend_links(os.path.join(target, directories.DATA), source, target)
+    links = _redirect_links(os.path.join(target, directories.DATA), source, target)
     arrived = registry.move(entry.number, target) if entry.number else registry.add(target)
     _forget_where_from(target)
     return Moved(arrived, links, apps, False)
@@ -351,21 +351,21 @@ def _change_paths(directory: str, old: str, new: str) -> list[str]:
     return apps
 
 
-def _mend_links(folder: str, old: str, new: str) -> int:
+def _redirect_links(folder: str, old: str, new: str) -> int:
     """Redirect links below `folder` from `old` to `new`. Return their number."""
-    mended = 0
+    redirected = 0
     for link in _links(folder):
         if not os.path.islink(link):
             continue  # it was the `fresh` name of another link
         goal = os.readlink(link)
         if goal.startswith(f"{old}/"):
-            fresh, mended_goal = f"{link}.moved", new + goal[len(old) :]
-            if os.path.islink(fresh) and os.readlink(fresh) == mended_goal:  # left by a move that was killed here
+            fresh, new_goal = f"{link}.moved", new + goal[len(old) :]
+            if os.path.islink(fresh) and os.readlink(fresh) == new_goal:  # left by a move that was killed here
                 os.unlink(fresh)
-            os.symlink(mended_goal, fresh)
+            os.symlink(new_goal, fresh)
             os.replace(fresh, link)
-            mended += 1
-    return mended
+            redirected += 1
+    return redirected
 
 
 def _links(folder: str) -> Iterator[str]:

@@ -107,6 +107,6 @@ def test_tags_that_were_changed_past_the_table_are_found_and_mended_by_vacuum(db
         assert tags.differing(cx) == 1
     found = [finding for finding in doctor.look_over(db, now_us=1, expiry_s=1) if "found by the tags" in finding.text]
     assert [finding.level for finding in found] == [doctor.WRONG]
-    assert maintenance.vacuum(db, expiry_s=1).mended == 1
+    assert maintenance.vacuum(db, expiry_s=1).fixed == 1
     assert as_table(db) == as_columns(db)
-    assert maintenance.vacuum(db, expiry_s=1).mended == 0
+    assert maintenance.vacuum(db, expiry_s=1).fixed == 0

@@ -506,7 +506,7 @@ class Database:
             raise LostSession(
                 f"The DB {self.directory} was given to another process, because this one did nothing for too long "
                 "while it had it. Nothing was written.",
-                hint="Try again. LEASE_EXPIRY_S says how long is too long; it must be the same on all hosts.",
+                hint="Try again. LEASE_EXPIRY_S sets how long is too long; it must be the same on all hosts.",
             )
 
     def _file_there(self) -> tuple[int, int]:

@@ -35,7 +35,7 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 _MAX_SHOWN = 4
 
 #: The first version of SQLite without the fault of https://sqlite.org/wal.html#walresetbug.
-_WAL_RESET_MENDED = (3, 51, 3)
+_WAL_RESET_FIXED = (3, 51, 3)
 
 
 class Finding(NamedTuple):
@@ -159,7 +159,7 @@ def _rights(directory: str) -> Finding:
 
 def _sqlite() -> Finding:
     version = sqlite3.sqlite_version
-    if sqlite3.sqlite_version_info >= _WAL_RESET_MENDED:
+    if sqlite3.sqlite_version_info >= _WAL_RESET_FIXED:
         return Finding("sqlite", OK, f"version {version}")
     return Finding(
         "sqlite",

@@ -103,7 +103,7 @@ class Vacuumed(NamedTuple):
 
     bytes_before: int
     bytes_after: int
-    mended: int  # jobs whose tag index was wrong
+    fixed: int  # jobs whose tag index was wrong
 
 
 def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
@@ -128,13 +128,13 @@ def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
             )
         before = _bytes(db)
         with db.write() as cx:
-            mended = tags.differing(cx)
-            if mended:
+            fixed = tags.differing(cx)
+            if fixed:
                 tags.note_anew(cx)
         db.execute_outside_transaction("VACUUM")
         if db.access == filesystem.LOCAL:
             db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")
-        return Vacuumed(before, _bytes(db), mended)
+        return Vacuumed(before, _bytes(db), fixed)
 
 
 def _bytes(db: Database) -> int:

@@ -85,7 +85,7 @@ def read_request(line: bytes) -> RpcRequest:
     if not all(isinstance(word, str) for word in words) or not isinstance(request.arguments, dict):
         raise InvalidSpec("This is no request: the arguments must be an object, everything else in it text")
     if "version" not in found:
-        raise InvalidSpec("This is no request: it does not say of which version of balsam_lite it is")
+        raise InvalidSpec("This is no request: it does not have the version of balsam_lite")
     return request
 
 

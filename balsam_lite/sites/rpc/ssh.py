@@ -62,7 +62,7 @@ def parse_address(text: str) -> tuple[str, str]:
     host, slash, path = text[len(_SCHEME) :].partition("/")
     path = slash + path.strip("/")
     if path in ("", "/"):
-        raise InvalidSpec(f"{text!r} does not say in which directory the DB is.", hint=_FORM)
+        raise InvalidSpec(f"{text!r} does not name the directory of the DB.", hint=_FORM)
     if not path.isprintable():
         raise InvalidSpec(f"The path in {text!r} has characters that cannot be seen.", hint=_FORM)
     parse_host(host)
@@ -269,7 +269,7 @@ def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
     add = f"balsam site add {shlex.quote(entry.name)} {shlex.quote(entry.address)} --balsam /path/to/bin/balsam"
     if done.returncode == _NOT_FOUND or re.search(r"command not found", done.stderr, re.IGNORECASE):
         what = f"there is no command {entry.balsam} on {host.destination} ({_last(done.stderr) or 'not found'})"
-        return _Reason(what, f"Where it is there must be said: {add}", True)
+        return _Reason(what, f"Give its path there: {add}", True)
     if done.returncode == _NOT_EXECUTABLE:
         return _Reason(f"{entry.balsam} cannot be run on {host.destination} ({_last(done.stderr)})", add, True)
     if done.returncode == 2 and re.search(r"no such command|invalid choice|no such option", done.stderr, re.IGNORECASE):
@@ -281,7 +281,7 @@ def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
 def _words(done: Completed) -> str:
     """Return the output of the command as the end of a sentence."""
     said = _last(done.stderr) or _last(done.stdout)
-    return f" and said: {said}" if said else " and said nothing"
+    return f" and printed: {said}" if said else " and printed nothing"
 
 
 def _last(text: str, longest: int = 500) -> str:

@@ -15,7 +15,7 @@ from ..db.query import queries, text_forms
 from ..db.store import apps as store
 from ..db.store import insert
 from . import output
-from .common import count, open_db, progress_of, warn
+from .common import COUNT, open_db, progress_of, warn
 from .group import BalsamCommand, SentenceOption, option
 
 
@@ -83,7 +83,7 @@ _DUMMY_APP = {"name": "dummy", "executable": "echo", "description": "Added by ba
 
 
 @click.command(cls=BalsamCommand)
-@click.argument("num", type=int, callback=count)
+@click.argument("num", type=COUNT)
 def make_dummies(num: int) -> None:
     """Add NUM jobs that print "hello", to measure the throughput.
 

@@ -223,21 +223,21 @@ def row_number(word: str) -> int | None:
     return int(word) if word.isascii() and word.isdigit() and len(word) < 16 else None
 
 
-def _in_range(least: int, ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    if value is not None and not least <= value <= _LARGEST:
-        bound = f"{least} or more" if value < least else f"at most {_LARGEST}"
-        raise click.BadParameter(f"It must be {bound}, not {value}.", ctx, parameter)
-    return value
+class WholeNumber(click.types.IntParamType):
+    """A whole number in a range, as the type of an option."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not self._least <= number <= _LARGEST:
+            bound = f"{self._least} or more" if number < self._least else f"at most {_LARGEST}"
+            self.fail(f"It must be {bound}, not {number}.", param, ctx)
+        return number
 
 
-def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    """Check that a value is a whole number of 1 or more, or missing, as a callback."""
-    return _in_range(1, ctx, parameter, value)
-
-
-def count0(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    """Check that a value is a whole number of 0 or more, or missing, as a callback."""
-    return _in_range(0, ctx, parameter, value)
+COUNT, COUNT0 = WholeNumber(1), WholeNumber(0)
 
 
 def number(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
@@ -248,7 +248,10 @@ def number(ctx: click.Context, parameter: click.Parameter, value: float) -> floa
 
 
 class Minutes(click.ParamType):  # type: ignore[type-arg]
-    """Minutes, or a time such as 1h30m or 01:30:00, as the type of an option; `is_whole` rounds up to whole minutes."""
+    """Minutes, or a time such as 1h30m or 01:30:00, as the type of an option.
+
+    `is_whole` rounds up to whole minutes, of which there must be at least one.
+    """
 
     name = "minutes"
 
@@ -261,6 +264,7 @@ class Minutes(click.ParamType):  # type: ignore[type-arg]
         from ..core import clock
 
         try:
-            return clock.whole_minutes(value) if self._is_whole else clock.minutes(value)
+            found = clock.whole_minutes(value) if self._is_whole else clock.minutes(value)
         except ValueError as exc:
             self.fail(f"It {exc}.", param, ctx)
+        return COUNT.convert(found, param, ctx) if self._is_whole else found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,48 +35,32 @@ def _quietly(function: _Complete) -> _Complete:
     return offered
 
 
-def _from_db(read: Callable[[Connection, str], Iterable[str]]) -> _Complete:
-    """Return a completion by what `read` finds in the active DB for the text that was typed."""
+def _from_db(read: Callable[[Any, Connection, str], Iterable[str]]) -> _Complete:
+    """Return a completion by the words that `read` finds in the active DB; it gets `db.query.queries` and the text typed."""
 
     @_quietly
     def offered(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
         from ..core.settings import Settings
         from ..db.engine import directories
+        from ..db.query import queries
 
         root = ctx.find_root()
         directory = directories.find(root.obj or root.params.get("db"))
         settings = Settings.load(directory)._replace(BUSY_TIMEOUT_S=_BUSY_TIMEOUT_S)
         with directories.open_database(directory, settings).read() as cx:
-            return list(read(cx, incomplete))
+            return list(read(queries, cx, incomplete))
 
     return offered
 
 
-def _workflows(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import queries
-
-    return [name for name in queries.workflows(cx) if name.startswith(start)]
+def _starting(names: Iterable[str], start: str) -> list[str]:
+    return [name for name in names if name.startswith(start)]
 
 
-def _applications(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import queries
-
-    return [app["name"] for app in queries.apps(cx) if app["name"].startswith(start)]
-
-
-def _tags(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import queries
-
-    return queries.tags_from(cx, start)
-
-
-def _jobs(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import queries
-
-    return queries.short_ids_from(cx, start)
-
-
-workflows, applications, tags, jobs = map(_from_db, (_workflows, _applications, _tags, _jobs))
+workflows = _from_db(lambda queries, cx, start: _starting(queries.workflows(cx), start))
+applications = _from_db(lambda queries, cx, start: _starting((app["name"] for app in queries.apps(cx)), start))
+tags = _from_db(lambda queries, cx, start: queries.tags_from(cx, start))
+jobs = _from_db(lambda queries, cx, start: queries.short_ids_from(cx, start))
 
 
 @_quietly
@@ -84,7 +68,7 @@ def states(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     """Offer the states of jobs; typed in lower case they are found, too."""
     from ..core.states import STATES
 
-    return [state for state in STATES if state.startswith(incomplete.upper())]
+    return _starting(STATES, incomplete.upper())
 
 
 @_quietly
@@ -102,5 +86,4 @@ def databases(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
     """Offer the names of the known DBs on this host."""
     from ..db.engine import registry
 
-    entries = [entry for entry in registry.known(gone=True) if not entry.is_remote]
-    return [entry.name for entry in entries if entry.name.startswith(incomplete)]
+    return _starting((entry.name for entry in registry.known(gone=True) if not entry.is_remote), incomplete)

@@ -18,7 +18,7 @@ from ..db.engine import directories, doctor, maintenance
 from ..db.engine.connection import Database
 from ..db.engine.doctor import Finding, TesterReport
 from . import output
-from .common import count, number, open_db, say
+from .common import COUNT, number, open_db, say
 from .group import BalsamCommand, CommandGroup, PathCommand, option
 
 #: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
@@ -209,7 +209,7 @@ def _why_it_failed(answer: subprocess_run.Completed) -> str:
 @db.command("count", cls=PathCommand, hidden=True)
 @click.argument("directory")
 @click.argument("name")
-@click.argument("testers", type=int, callback=count)
+@click.argument("testers", type=COUNT)
 @click.argument("seconds", type=float, callback=number)
 def count_(directory: str, name: str, testers: int, seconds: float) -> None:
     """Be one of the testers that `balsam db check` starts."""

@@ -10,7 +10,7 @@ import click
 from ..core import field_specs
 from ..core.clock import FORMS
 from ..db.engine import directories
-from .common import Minutes, count, count0, number, pairs
+from .common import COUNT, COUNT0, Minutes, number, pairs
 from .group import BalsamCommand, Choice, option
 from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
 
@@ -25,24 +25,18 @@ from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
 )  # fmt: skip
 @option(
     "--nodes",
-    type=int,
-    callback=count,
+    type=COUNT,
     metavar="N",
     help="Outside of a batch job: number of nodes to divide this host into. [default: its cores]",
 )
-@option("--limit-nodes", type=int, callback=count, metavar="N", help="Maximum number of nodes to use.")
-@option(
-    "--offset-nodes", type=int, callback=count0, default=0, metavar="N", help="Number of nodes to leave out, from the first on."
-)
-@option(
-    "--gpus-per-node", type=int, callback=count0, metavar="N", help="GPUs per node. [default: from the settings, else detected]"
-)
+@option("--limit-nodes", type=COUNT, metavar="N", help="Maximum number of nodes to use.")
+@option("--offset-nodes", type=COUNT0, default=0, metavar="N", help="Number of nodes to leave out, from the first on.")
+@option("--gpus-per-node", type=COUNT0, metavar="N", help="GPUs per node. [default: from the settings, else detected]")
 @option("--persistent", is_flag=True, help="Keep running when no job waits.")
 @option(
     "--num-transition-threads",
     "transition_threads",
-    type=int,
-    callback=count0,
+    type=COUNT0,
     default=0,
     metavar="N",
     help="Threads for scripts and staging. [default: from the settings]",

@@ -11,7 +11,7 @@ import click
 
 from ..db.engine import directories
 from . import output
-from .common import count0, say
+from .common import COUNT0, say
 from .group import BalsamCommand, option
 
 _PAUSE_S = 0.25
@@ -22,8 +22,7 @@ _PIECE = 1 << 16
 @option(
     "-n",
     "lines",
-    type=int,
-    callback=count0,
+    type=COUNT0,
     default=10,
     show_default=True,
     metavar="LINES",

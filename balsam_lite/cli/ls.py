@@ -18,7 +18,7 @@ from ..core.errors import UnknownField
 from ..db.engine.connection import Database
 from ..db.query import queries, select
 from . import listing, output
-from .common import ask_sites, count, long_site_option, open_db, row_number, say, site_option, warn
+from .common import COUNT, ask_sites, long_site_option, open_db, row_number, say, site_option, warn
 from .group import BalsamCommand, Choice, FieldOption, Option, option
 from .selection import Selection, Where, selection_options
 
@@ -84,7 +84,7 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 @option("--verbose", is_flag=True, help="Show every field.")
 @option("--all", "all_queues", is_flag=True, help="With queues: the launches that have ended, too.")
 @option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by this field; -FIELD: in reverse.")
-@option("--limit", type=int, callback=count, metavar="N", help=LIMIT_HELP)
+@option("--limit", type=COUNT, metavar="N", help=LIMIT_HELP)
 @listing.output_options
 def ls(what: str, chosen: Selection, **options: Any) -> None:
     """List jobs, apps, workflows (wf) or the launches in the queue (queues) of the active DB.
@@ -116,7 +116,7 @@ def ls(what: str, chosen: Selection, **options: Any) -> None:
 @option("--history", is_flag=True, help="Show when each job entered each state.")
 @option("-v", "--verbose", is_flag=True, help="Show every field.")
 @option("--sort", cls=FieldOption, default="", metavar="FIELD", help="Order by this field; -FIELD: in reverse.")
-@option("--limit", type=int, callback=count, metavar="N", help="Maximum number of jobs. [default: the newest 50 on a terminal]")
+@option("--limit", type=COUNT, metavar="N", help="Maximum number of jobs. [default: the newest 50 on a terminal]")
 @listing.output_options
 def job_ls(
     chosen: Selection, site: str, by_states: bool, history: bool, verbose: bool, sort: str, limit: int | None, **options: Any

@@ -13,7 +13,7 @@ from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from ..db.engine import directories
 from ..db.engine.registry import SiteEntry
 from . import listing, output
-from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
+from .common import COUNT, COUNT0, Minutes, ask_all_sites, ask_sites, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, Choice, CommandGroup, WordsOption, option
 from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
 
@@ -44,11 +44,11 @@ def queue() -> None:
 
 @click.command("submit-launch", cls=BalsamCommand, short_help="submit a launch")
 @option(
-    "-n", "--nodes", "--num-nodes", "num_nodes", type=int, callback=count, required=True, metavar="N",
+    "-n", "--nodes", "--num-nodes", "num_nodes", type=COUNT, required=True, metavar="N",
     help="Number of nodes.",
 )  # fmt: skip
 @option(
-    "-t", "--time-minutes", "--wall-time-min", "wall_time_min", type=Minutes(), callback=count, required=True, metavar="TIME",
+    "-t", "--time-minutes", "--wall-time-min", "wall_time_min", type=Minutes(), required=True, metavar="TIME",
     help=f"Wall time: {FORMS}.",
 )  # fmt: skip
 @option("-q", "--queue", default="", metavar="NAME", help="Queue.")
@@ -144,10 +144,10 @@ class _ListCommand(BalsamCommand):
 
 
 @queue.command("ls", cls=_ListCommand, short_help="list launches with their states")
-@option("-n", "--num", type=int, callback=count0, default=0, metavar="N", help="The last N launches, whatever their state.")
+@option("-n", "--num", type=COUNT0, default=0, metavar="N", help="The last N launches, whatever their state.")
 @option("-h", "--history", is_flag=True, help="The launches that have ended, too.")
 @option("--all", "all_queues", is_flag=True, help="Same as --history.")
-@option("--limit", type=int, callback=count, metavar="N", help="Show at most N, the newest ones.")
+@option("--limit", type=COUNT, metavar="N", help="Show at most N, the newest ones.")
 @option("--scheduler_id", "--scheduler-id", metavar="ID", help="Only the launch with this id at the scheduler.")
 @option("-v", "--verbose", is_flag=True, help="Show every field, also why a launch waits or failed.")
 @long_site_option

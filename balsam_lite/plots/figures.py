@@ -288,7 +288,7 @@ def _thousands(axis: Any) -> None:
 
 
 def _legend(axes: Axes, title: str, handles: list[Any] | None = None) -> None:
-    """Place the legend beside the axes, so that it covers nothing."""
+    """Place the legend to the right of the axes, so that it covers nothing."""
     if handles is None:
         handles, _ = axes.get_legend_handles_labels()
     place: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}

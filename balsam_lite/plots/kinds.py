@@ -139,8 +139,10 @@ def _throughput(changes: Changes, where: str, window: Window) -> Plot:
 def _utilization(runs: Runs, batch_jobs: Sequence[Any], where: str, now_us: int, window: Window) -> Plot:
     used = timeline.in_use(runs)
     # Leave out batch jobs that do not overlap the runs: they ran none of these jobs.
-    beside = [one for one in batch_jobs if one[0] is not None and one[0] <= runs.until and (one[1] or now_us) >= runs.starts[0]]
-    available = timeline.available(beside, now_us, window)
+    overlapping = [
+        one for one in batch_jobs if one[0] is not None and one[0] <= runs.until and (one[1] or now_us) >= runs.starts[0]
+    ]
+    available = timeline.available(overlapping, now_us, window)
     title = f"Nodes in use at {where}"
     nodes = [timeline.mean(curve, *_span(used, available)) for curve in (used, available)]
     if available.times and nodes[1]:

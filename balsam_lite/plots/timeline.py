@@ -19,7 +19,7 @@ from ..core.clock import SECOND_US
 
 #: Number of pieces that curves are cut into; each keeps up to four points.
 PIECES = 600
-#: The state of a job before it is created; also stands for any state that only a newer balsam_lite knows.
+#: The state of a job before it is created; also used for any state that only a newer balsam_lite knows.
 _NOWHERE = len(states.STATES)
 _CODES = {state: code for code, state in enumerate(states.STATES)}
 _RUNNING = _CODES[states.RUNNING]
@@ -174,29 +174,9 @@ def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
 
 def in_use(of: Runs) -> Curve:
     """Return the curve of the number of nodes in use."""
-    times, values = array("q"), array("d")
-    total = 0.0
-
-    def step(time: int, change: float) -> None:
-        nonlocal total
-        total += change
-        if times and times[-1] == time:
-            values[-1] = round(total, _DIGITS)
-        else:
-            times.append(time)
-            values.append(round(total, _DIGITS))
-
-    by_end = iter(sorted(range(len(of.ends)), key=of.ends.__getitem__))
-    first = next(by_end, None)
-    for start, nodes in zip(of.starts, of.nodes):
-        while first is not None and of.ends[first] <= start:
-            step(of.ends[first], -of.nodes[first])
-            first = next(by_end, None)
-        step(start, nodes)
-    while first is not None:
-        step(of.ends[first], -of.nodes[first])
-        first = next(by_end, None)
-    return Curve(times, values)
+    by_end = sorted(range(len(of.ends)), key=of.ends.__getitem__)
+    ends = ((of.ends[run], -of.nodes[run]) for run in by_end)
+    return _summed(heapq.merge(ends, zip(of.starts, of.nodes)))
 
 
 def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: int, window: Window = ALL) -> Curve:
@@ -207,15 +187,15 @@ def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: 
         if start is not None and start <= window.end and last >= window.start:
             first = max(start, window.start)
             changes += [(first, nodes), (max(first, min(last, window.end)), -nodes)]
-    return _summed(changes)
+    return _summed(sorted(changes))
 
 
-def _summed(changes: list[tuple[int, float]]) -> Curve:
-    """Return the running sum of (time, change), one point per time."""
-    changes.sort()
-    times: list[int] = []
-    values: list[float] = []
-    for (time, _), total in zip(changes, accumulate(change for _, change in changes)):
+def _summed(changes: Iterable[tuple[int, float]]) -> Curve:
+    """Return the running sum of (time, change), which are in order, one point per time."""
+    times, values = array("q"), array("d")
+    total = 0.0
+    for time, change in changes:
+        total += change
         if times and times[-1] == time:
             values[-1] = round(total, _DIGITS)
         else:

@@ -51,7 +51,7 @@ def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterfac
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path} any more",
             hint=f"`balsam site forget {entry.name}` forgets it; "
-            "a `balsam site mv` that was cut short goes on when it is said again.",
+            "repeat a `balsam site mv` that was interrupted, and it continues.",
         )
     from .local import LocalSite
 

@@ -949,7 +949,7 @@ def test_a_move_that_was_killed_goes_on_when_it_is_said_again(
         with pytest.raises(SystemExit):
             balsam("site", "mv", "old", "new")
     (tmp_path / "new/data/link.moved").symlink_to(tmp_path / "new/data/target")  # as a kill between two calls leaves it
-    assert "goes on when it is said again" in balsam("job", "ls", "--site", "old")[2]
+    assert "repeat a `balsam site mv` that was interrupted" in balsam("job", "ls", "--site", "old")[2]
     assert balsam("site", "mv", "old", "elsewhere")[0] != 0
     assert balsam("site", "mv", "old", "new")[0] == 0
     assert registry.known() == [SiteEntry(1, "old", str(tmp_path / "new"))]

@@ -368,7 +368,7 @@ def _holds(lookup: str, kind: str | None, value: Any, wanted: str) -> bool:
     """
     if kind is None:
         return False
-    found = json.loads(value) if kind in ("array", "object") else value
+    found = _decoded(value)[0] if kind in ("array", "object") else value
     asked = _read_once(wanted)
     if lookup.startswith("has"):
         return kind == "object" and (any if lookup == "has_any_keys" else all)(key in found for key in asked)
@@ -384,6 +384,7 @@ def _holds(lookup: str, kind: str | None, value: Any, wanted: str) -> bool:
 
 
 _read_once = lru_cache(maxsize=32)(json.loads)
+_decoded = json.JSONDecoder().raw_decode  # `json.loads` would look for blanks around it, too
 
 #: How each lookup compares; all others compare text.
 _OPERATORS: dict[str, Callable[[Column, str, Any], Term]] = {

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from ..core import command_line
 from ..core.errors import DuplicateApp, InvalidApplication, InvalidRun
 from ..db.engine.registry import SiteEntry
 from ..db.query.fields import APP
@@ -140,7 +139,16 @@ def row_of(cls: type[Any], handle: SiteHandle) -> dict[str, Any]:
         "envscript": "",
         **{name: shlex.join(payload.program_words(python, payload.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
-    return row if handle.entry.is_remote else command_line.as_registered(row)
+    return _as_registered(row, handle)
+
+
+def _as_registered(row: dict[str, Any], handle: SiteHandle) -> dict[str, Any]:
+    """Return the fields; at a site of this host with absolute paths of files of the current directory that are run."""
+    if handle.entry.is_remote:
+        return row
+    from ..core import command_line  # here, not above: jobs need none of it
+
+    return command_line.as_registered(row)
 
 
 def _python(cls: type[Any], handle: SiteHandle) -> str:
@@ -216,16 +224,15 @@ class App(SiteRecord):
         handle = site_handle.one_site(given)
         if handle.interface.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {handle.entry.name} has an App {given['name']!r} already.")
-        if not handle.entry.is_remote:
-            given = command_line.as_registered(given)
+        given = _as_registered(given, handle)
         made = handle.interface.create("app", [site_handle.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
         self._created(made, handle)
 
     def save(self) -> None:
         """Save as `SiteRecord.save` does; command lines that run files of the current directory get their absolute paths."""
-        if self._is_saved and not self._site.entry.is_remote:
-            self._changed = command_line.as_registered(self._changed)
+        if self._is_saved:
+            self._changed = _as_registered(self._changed, self._site)
         super().save()
 
     def delete(self) -> None:

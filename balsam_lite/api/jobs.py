@@ -19,7 +19,6 @@ from ..core.errors import ApplicationLost, BalsamError, InvalidSpec, NotFound, U
 from ..db import collected
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
-from ..pyapps import class_loader, payload
 from . import application, site_handle, waiting
 from .query import Manager, Query, of_kind
 from .records import (
@@ -602,6 +601,8 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
         raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
     if row["definition"].get("file"):
         import json
+
+        from ..pyapps import class_loader, payload
 
         found = class_loader.load(payload.class_ref(json.dumps(row["definition"])))
         if not issubclass(found, ApplicationDefinition):

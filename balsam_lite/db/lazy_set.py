@@ -28,7 +28,7 @@ class LazySet(Generic[R]):
     _start = 0
     _stop: int | None = None
     _rows: list[R] | None = None
-    _title = "QuerySet"  # in `repr`
+    _title = ""  # in `repr`; "" is: that of the class
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -141,4 +141,4 @@ class LazySet(Generic[R]):
     def __repr__(self) -> str:
         rows = self._rows if self._rows is not None else self._cut(0, _SHOWN + 1)._fetch()
         shown = [getattr(one, "cute_id", None) or repr(one) for one in rows[:_SHOWN]]
-        return f"<{self._title} [{', '.join(shown)}{', …' if len(rows) > _SHOWN else ''}]>"
+        return f"<{self._title or type(self).__name__} [{', '.join(shown)}{', …' if len(rows) > _SHOWN else ''}]>"

@@ -91,6 +91,7 @@ class QuerySet(LazySet[Any]):
     _names: tuple[str, ...] = ()  # fields of the rows; () is: whole objects
     _shape = "object"  # or: dict, tuple, flat
     _is_distinct = False
+    _title = "QuerySet"
 
     def __init__(self, model: type[Any], database: Database | None = None) -> None:
         super().__init__(model)

@@ -6,7 +6,6 @@ A field goes by the name of its column; the names of Balsam 0.7 are aliases of i
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -198,9 +197,16 @@ TABLES = {table.name: table for table in (JOB, APP, BATCH_JOB, EVENT)}
 
 # --- paths into JSON --------------------------------------------------------------------------------------------------
 
-#: Keys that can be quoted in a path; SQLite before 3.45 knows no escapes there.
-_QUOTABLE_KEY = re.compile(r'[^"\\\x00-\x1f]+\Z')
-_POSITION = re.compile("[0-9]{1,9}")
+
+def _is_quotable(key: str) -> bool:
+    """Return whether a key can be quoted in a path; SQLite before 3.45 knows no escapes there."""
+    return key != "" and not any(letter in '"\\' or letter < " " for letter in key)
+
+
+def _steps(key: str) -> tuple[str, ...]:
+    """Return how a path goes on below a key, which may be a position in a list."""
+    is_position = key.isdecimal() and key.isascii() and len(key) < 10
+    return (f'."{key}"', f"[{int(key)}]") if is_position else (f'."{key}"',)
 
 
 def json_path(column: Column, keys: list[str]) -> Column:
@@ -211,14 +217,13 @@ def json_path(column: Column, keys: list[str]) -> Column:
     """
     kind = "json" if column.kind == "object" else "word"
     *above, last = keys
-    if not all(map(_QUOTABLE_KEY.match, above)):
+    if not all(map(_is_quotable, above)):
         raise InvalidSpec(f"Only the last key of a path may hold quotes or backslashes: {'__'.join(keys)}")
-    if not _QUOTABLE_KEY.match(last):
+    if not _is_quotable(last):
         path = "$" + "".join(f'."{key}"' for key in above)
         value = f"(SELECT {{}} FROM json_each({column.sql}, ?) WHERE key = ?)"
         return Column(value.format("value"), kind, (path, last), type_sql=value.format("type"))
-    steps = [(f'."{key}"', f"[{int(key)}]") if _POSITION.fullmatch(key) else (f'."{key}"',) for key in keys]
-    paths = tuple("$" + "".join(path) for path in itertools.product(*steps))
+    paths = tuple("$" + "".join(path) for path in itertools.product(*map(_steps, keys)))
     values = [f"json_extract({column.sql}, ?)"] * len(paths)
     types = [f"nullif(json_type({column.sql}, ?), 'null')"] * len(paths)
     if len(paths) == 1:

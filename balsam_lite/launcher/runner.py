@@ -297,8 +297,10 @@ class LocalRunner(Runner):
                 claim, place = self._taken_out(answer.key)
                 self._stop_at_once.pop(answer.key, None)
                 self._refuse(claim, place, answer.error)
-            elif isinstance(answer, Withdrawn):
+            elif isinstance(answer, Withdrawn) and answer.key in self._queue:
                 self._take_back(answer.key)
+            elif isinstance(answer, Withdrawn):
+                self._note_refusal(answer)
             else:
                 self._note_loss(answer)
         self._asking.answers()
@@ -420,6 +422,14 @@ class LocalRunner(Runner):
         self._stopping[lost.key] = run
         self._left_behind(run)
         signal_all(run.members, signal.SIGTERM)
+
+    def _note_refusal(self, withdrawn: Withdrawn) -> None:
+        """Give back a job that its helper had dropped from the queue, for lack of heartbeats, before it was to be started."""
+        claim, place = self._starting.pop(withdrawn.key)
+        self._stop_at_once.pop(withdrawn.key, None)
+        self._forget(claim)
+        back = unstarted(claim, self._clock.now_us(), "Not started: its launcher had given no sign of life")
+        self._over.append(Finished(back, place))
 
     def _end_orphans(self) -> None:
         """End the processes adopted by a dead spawn helper, of any job, before one of its jobs goes back."""

@@ -15,11 +15,16 @@ import pytest
 from helpers import wait_until
 from launching import Bench, alive
 
+from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, read_proc, start_of, state_of
 from balsam_lite.core.subprocess_run import module_words, python_path
-from balsam_lite.launcher.exec import run_file, spawn_helper
+from balsam_lite.db.store.claims import Claim, Shape
+from balsam_lite.launcher.exec import invocation, run_file, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request
 from balsam_lite.launcher.exec.spawner import Ended, FailedStart, HelperChannel, Lost, Spawner, Started, Withdrawn
+from balsam_lite.launcher.placement import Placement
+from balsam_lite.launcher.run_results import Finished
+from balsam_lite.launcher.runner import LocalRunner
 
 
 @pytest.fixture
@@ -300,4 +305,35 @@ def test_a_helper_ends_its_runs_when_the_launcher_gives_no_sign_of_life(tmp_path
     assert isinstance(started, Started) and alive(started.pid)
     (ended,) = answers(spawner, channel, 1)
     assert isinstance(ended, Ended) and ended.end == spawn_helper.ABANDONED
+    spawner.abandon()
+
+
+def test_what_a_helper_drops_from_its_queue_for_lack_of_heartbeats_goes_back(tmp_path: Path) -> None:
+    """A launcher that was stopped for longer than a lease waited for these jobs forever."""
+    (tmp_path / "data").mkdir()
+    spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 0.2, silence_s=0.5)
+    context = invocation.make_context(str(tmp_path), b"id:1:", 1, "serial", {b"PATH": b"/usr/bin:/bin"})
+    runner = LocalRunner(context, SystemClock(), 10, spawner)
+    shape = Shape(1, 1, 1, 0)
+    place = Placement((0,), ((),), shape)
+    known = {"state": "PREPROCESSED", "attempt": 1, "environ_vars": "{}", "parents": "[]", "definition": "{}", "shape": shape}
+    known |= {"threads_per_rank": 1, "threads_per_core": 1, "cpu_affinity": "none", "executable": "sleep", "args": "600"}
+    known |= dict.fromkeys(("app_environ", "app_parameters", "parameters"), "{}")
+    claims = [
+        Claim(**{**dict.fromkeys(Claim._fields, ""), **known, "job": number, "job_id": f"{number}", "workdir": f"w{number}"})
+        for number in (1, 2, 3)
+    ]
+    runner.start(claims[0], place)
+    for claim in claims[1:]:
+        runner.queue(claim)
+    spawner.flush()
+    wait_until(lambda: sleeps(os.getpid()))
+    wait_until(lambda: not sleeps(os.getpid()))  # the helper has ended it
+    assert runner.start_queued(place)  # of the second job; the answers have not been read yet
+    found: list[Finished] = []
+    wait_until(lambda: found.extend(runner.poll()) or len(found) >= 2)
+    back = {one.exit.job: (one.exit.result, one.exit.started_us is not None, one.place) for one in found}
+    assert back == {1: ("RESTART_READY", True, place), 2: ("RESTART_READY", False, place)}
+    assert [claim.job for claim in runner.withdrawn()] == [3]
+    assert len(runner) == 0 and not runner.queued
     spawner.abandon()

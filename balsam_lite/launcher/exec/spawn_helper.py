@@ -341,9 +341,10 @@ class Helper:
             self._end_everything(ABANDONED)
 
     def _end_everything(self, end: int) -> None:
-        """End all processes below this one, including new ones: TERM, grace, KILL."""
-        self._queues.clear()
-        self._queued = 0
+        """Give the queued programs back, and end all processes below this one, including new ones: TERM, grace, KILL."""
+        if self._queued:
+            queued = {request.key for queue in self._queues.values() for request in queue}
+            self._answer((WITHDRAWN, [request.key for request in self._unqueue(queued)]))
         for run in self._runs.values():
             run.end = run.end or end or TOLD
         from ...core.process_table import below, signal_all

@@ -52,7 +52,7 @@ def result_of(job: Job) -> Any:
 
 
 def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> tuple[list[Job], list[Job]]:
-    """See `JobManager.wait`."""
+    """Wait as `JobManager.wait` does. Return the jobs that are over, and the others."""
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise InvalidSpec(f"return_when must be {ALL_COMPLETED} or {FIRST_COMPLETED}, not {return_when!r}")
     over: set[Place] = set()
@@ -63,7 +63,7 @@ def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, retur
 
 
 def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: float) -> Iterator[Job]:
-    """See `JobManager.as_completed`."""
+    """Yield jobs as `JobManager.as_completed` does."""
     over: set[Place] = set()
     for ended in _ends(jobs, over, timeout, poll_interval):
         yield from ended
@@ -75,7 +75,7 @@ def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: floa
 
 
 def bulk_refresh(jobs: Sequence[Job]) -> None:
-    """See `JobManager.bulk_refresh`."""
+    """Read the jobs again as `JobManager.bulk_refresh` does."""
     wanted = _by_place(jobs)
     handles = list(dict.fromkeys(handle for handle, _ in wanted))
     found = {}

@@ -99,7 +99,7 @@ class QuerySet(LazySet[Any]):
 
     @property
     def database(self) -> Database:
-        """The DB of this query set: the one it was bound to, or the active one."""
+        """Return the DB of this query set: the one it was bound to, or the active one."""
         return self._database or active()
 
     # --- narrowing ----------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class QuerySet(LazySet[Any]):
 
     @property
     def _has_numbers(self) -> bool:
-        """Whether a row is that of one object: distinct rows have no number."""
+        """Return whether each row is that of one object: distinct rows have no number."""
         return not (self._is_distinct and self._names)
 
     def _select(self, nodes: Sequence[Any]) -> Any:

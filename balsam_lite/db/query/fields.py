@@ -46,12 +46,12 @@ class Table(NamedTuple):
 
     @property
     def number(self) -> str:
-        """The column with the number of a row."""
+        """Return the column with the number of a row."""
         return f"{self.name}.id"
 
     @property
     def names(self) -> list[str]:
-        """Every name that a condition can begin with."""
+        """Return every name that a condition can begin with."""
         return [*dict.fromkeys((*self.columns, *self.specials, *self.aliases, *self.links))]
 
     def words(self, name: str) -> list[str]:

@@ -410,17 +410,17 @@ class Conditions:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every row matches."""
+        """Return whether every row matches."""
         return not self._leaves and not self.tags and (self.table is not EVENT or self.jobs.is_empty)
 
     @property
     def is_of_states(self) -> bool:
-        """Whether the counters of states suffice to count the rows."""
+        """Return whether the counters of states suffice to count the rows."""
         return not self.tags and all(leaf.head == "state" for leaf in self._leaves)
 
     @property
     def is_named(self) -> bool:
-        """Whether SQLite starts from another condition than tags."""
+        """Return whether SQLite starts from another condition than tags."""
         return any(leaf.is_driver for leaf in self._leaves)
 
     def rarest_first(self, cx: sqlite3.Connection) -> Conditions:

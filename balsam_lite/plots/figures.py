@@ -224,14 +224,14 @@ def _coverage(starts: Any, ends: Any, row: Any, rows: int) -> Any:
     import numpy
 
     own = numpy.zeros(rows * (_COLUMNS + 2))
-    behind = numpy.zeros_like(own)
+    after = numpy.zeros_like(own)
     for times, sign in ((starts, 1.0), (ends, -1.0)):
         column = times.astype(int).clip(0, _COLUMNS)
         place = row * (_COLUMNS + 2) + column
         own += sign * numpy.bincount(place, 1 - (times - column), len(own))
-        behind += sign * numpy.bincount(place + 1, minlength=len(own))
+        after += sign * numpy.bincount(place + 1, minlength=len(own))
     shape = (rows, _COLUMNS + 2)
-    return (own.reshape(shape) + behind.reshape(shape).cumsum(axis=1))[:, :_COLUMNS].clip(0, None)
+    return (own.reshape(shape) + after.reshape(shape).cumsum(axis=1))[:, :_COLUMNS].clip(0, None)
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------

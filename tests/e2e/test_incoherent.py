@@ -211,7 +211,7 @@ def test_a_launcher_killed_in_a_session_loses_doubles_and_blocks_nothing(site: S
             for number in range(6):
                 hit.append(db.kill_in_a_session())
                 db.launch(f"node{number % 4 + 1}")
-            wait_until(lambda: db.states() == {"JOB_FINISHED": 150}, 100, 1)
+            wait_until(lambda: db.states() == {"JOB_FINISHED": 150}, 300, 1)
         finally:
             done.append(True)
         assert all(visit.result() > 1 for visit in visits)

@@ -331,8 +331,9 @@ def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watc
     watches[:] = watches or [leases.Watch()]
     (watch,) = watches
     now_us, expiry_s = SystemClock.now_us(), Settings.load(directory).LEASE_EXPIRY_S
+    # The doubtful ones first: one whose time runs out in between counts as dead then, not as alive.
+    doubtful = [one for one in leases.open_leases(cx) if leases.is_doubtful(one, now_us, expiry_s, watch)]
     found = leases.living(cx, expiry_s, watch)
-    doubtful = [one for one in found if leases.is_doubtful(one, now_us, expiry_s, watch)]
     if doubtful and doubtful == found:
         raise _Doubtful(doubtful)
     living = [str(one) for one in found]

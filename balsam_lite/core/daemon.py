@@ -65,7 +65,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: writes fail permanently.
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF)
 #: Seconds to wait for a reader of stderr.
-_STALL_TIMEOUT_S = 1.0
+STALL_TIMEOUT_S = 1.0
 
 
 def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
@@ -116,4 +116,4 @@ def _has_room() -> bool:
     """Return whether stderr can be written; wait a moment for that, but not if it could not the last time."""
     waiting = select.poll()
     waiting.register(2, select.POLLOUT)
-    return bool(waiting.poll(0 if _Stalled.lines else _STALL_TIMEOUT_S * 1000))
+    return bool(waiting.poll(0 if _Stalled.lines else STALL_TIMEOUT_S * 1000))

@@ -90,7 +90,7 @@ def _start_without_proc(pid: int) -> str:
 
 
 #: A shortage of files or memory that may pass, how often to try again because of it, and the seconds between.
-_LACKS, _MAX_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
+_LACKS, _MAX_TRIES, RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
 
 
 def read_proc(path: str) -> bytes:
@@ -108,7 +108,7 @@ def read_proc(path: str) -> bytes:
                 return b""
             if not left:
                 raise
-        time.sleep(_RETRY_S)
+        time.sleep(RETRY_S)
     return b""
 
 

@@ -20,7 +20,7 @@ from .process_table import DETACHED_VARIABLE, JOB_VARIABLES
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 #: Bytes read of a file that replaces stderr, its maximum size, and how often the size is checked, in seconds.
-_END_BYTES, _MAX_FILE_BYTES, _FILE_CHECK_INTERVAL_S = 64 * 1024, 256 * 1024 * 1024, 0.5
+_END_BYTES, MAX_FILE_BYTES, _FILE_CHECK_INTERVAL_S = 64 * 1024, 256 * 1024 * 1024, 0.5
 
 _KILLED = "so it was killed"
 
@@ -162,8 +162,8 @@ def _collect(
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 return _late(timeout_s)
-            if file is not None and os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
-                return _too_much(_MAX_FILE_BYTES)
+            if file is not None and os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                return _too_much(MAX_FILE_BYTES)
             pause_s = left_s if file is None else min(left_s, _FILE_CHECK_INTERVAL_S)
             if not selector.get_map():
                 _wait(process, pause_s)

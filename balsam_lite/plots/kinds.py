@@ -14,9 +14,9 @@ from . import figures, text, timeline
 from .timeline import Changes, Curve, Runs, Window
 
 #: Maximum number of jobs per page.
-_PAGE = 20_000
+PAGE = 20_000
 #: Maximum number of jobs that a query for events names; above it, read all events and drop those of other jobs here.
-_MAX_NAMED_JOBS = 10_000
+MAX_NAMED_JOBS = 10_000
 #: Conditions on jobs that also apply to events, and their names there.
 _OF_EVENTS = {"id": "job_id", "tags": "tags"}
 
@@ -53,7 +53,7 @@ def read(site: SiteInterface, kind: str, where: Mapping[str, Any]) -> PlotData:
             found.extend(row["id"] for row in page)
             if kind == "states":
                 changes.add((row["created"], "", CREATED, row["id"], None) for row in page)
-        if len(found) <= _MAX_NAMED_JOBS:
+        if len(found) <= MAX_NAMED_JOBS:
             by_event = {"job_id": list(found)}
         wanted = set(found) if where else range(found[-1] + 1 if found else 0)
     for events in _events(site, by_event, TOUCHING[kind]):
@@ -65,9 +65,9 @@ def read(site: SiteInterface, kind: str, where: Mapping[str, Any]) -> PlotData:
 def _jobs(site: SiteInterface, where: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     last = 0
     while True:
-        page = site.page(where, ("id", "created"), last, _PAGE)
+        page = site.page(where, ("id", "created"), last, PAGE)
         yield page
-        if len(page) < _PAGE:
+        if len(page) < PAGE:
             return
         last = page[-1]["id"]
 

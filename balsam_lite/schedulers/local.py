@@ -146,7 +146,7 @@ def _believable(record: QueueRecord) -> QueueRecord:
 _SPAWN_TIMEOUT_US = 10 * SECOND_US
 #: Time limit for the lock: on a broken network file system the call may never return.
 _LOCK_TIMEOUT_S = 20.0
-_KEEP_ENDED = 1000
+KEEP_ENDED = 1000
 
 _now_us = SystemClock.now_us
 
@@ -293,7 +293,7 @@ class LocalQueue:
         except OSError:
             _remove(variables)
             raise
-        for old in ended[: -_KEEP_ENDED or None]:
+        for old in ended[: -KEEP_ENDED or None]:
             _remove(self._path(self._ended, str(old)))
         return record
 

@@ -91,10 +91,10 @@ def test_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alone(
         wait_until(lambda: belonging(prefix=os.fsencode(mark)).members)
         with monkeypatch.context() as patch, caplog.at_level("WARNING", "balsam_lite.launcher"):
             patch.setattr(run_file, "signal_all", lambda *_: None)  # as if it waited for a file system
-            patch.setattr(run_file, "_UNKILLABLE_S", 0.2)
+            patch.setattr(run_file, "UNKILLABLE_S", 0.2)
             assert reap() == [held]
             assert f"process(es) {orphan.pid}" in caplog.text
-            patch.setattr(run_file, "_UNKILLABLE_S", 60)
+            patch.setattr(run_file, "UNKILLABLE_S", 60)
             began = time.monotonic()
             assert reap() == [held]
             assert time.monotonic() - began < 10  # it is not waited for again

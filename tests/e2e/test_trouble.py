@@ -315,7 +315,7 @@ def test_a_launcher_that_can_start_no_spawn_helper_blames_the_machine(bench, mon
 def test_no_process_counts_as_dead_because_too_many_files_are_open(monkeypatch):
     from balsam_lite.core import process_table
 
-    monkeypatch.setattr(process_table, "_RETRY_S", 0.001)
+    monkeypatch.setattr(process_table, "RETRY_S", 0.001)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:

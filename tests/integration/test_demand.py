@@ -96,9 +96,9 @@ def assert_counts(db, count, jobs):
 
 
 def test_very_many_equal_jobs_are_told_from_the_counters_of_states(db, monkeypatch):
-    monkeypatch.setattr(demand, "_MOST_EQUAL", 10)
-    monkeypatch.setattr(demand, "_MOST", 40)
-    monkeypatch.setattr(demand, "_MOST_RUNS", 12)
+    monkeypatch.setattr(demand, "MOST_EQUAL", 10)
+    monkeypatch.setattr(demand, "MOST", 40)
+    monkeypatch.setattr(demand, "MOST_RUNS", 12)
     add(db, *[{"wall_time_minutes": 5} for _ in range(100)], *[{"num_nodes": 2} for _ in range(7)])
     with db.read() as cx:
         assert demand.startable(cx) == [Work(SERIAL, 5, 100), Work(Shape(2, 1, 1, 0), 1, 7)]
@@ -137,7 +137,7 @@ def test_jobs_are_planned_in_the_order_of_claiming_and_for_one_launch_each(db):
 
 
 def test_thousands_are_planned_and_given_back_in_short_transactions(db, monkeypatch):
-    monkeypatch.setattr(batch_jobs, "_BATCH", 7)
+    monkeypatch.setattr(batch_jobs, "BATCH", 7)
     ids = add(db, *[{} for _ in range(50)])
     assert batch_jobs.reserve(db, 1, SERIAL, 1, 30) == 30
     assert planned_for(db) == {1: ids[:30]}

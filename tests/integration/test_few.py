@@ -101,8 +101,8 @@ def test_the_cost_of_a_claim_by_a_rare_tag_does_not_grow_with_what_else_waits(db
 
 
 def test_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait(db, monkeypatch):
-    monkeypatch.setattr(tags, "_MAX_JOBS", 8)
-    monkeypatch.setattr(tags, "_SAMPLE_ROWS", 50)
+    monkeypatch.setattr(tags, "MAX_JOBS", 8)
+    monkeypatch.setattr(tags, "SAMPLE_ROWS", 50)
     done = insert.add_jobs(db, [{"application": "plain", "tags": RARE}] * 30).ids
     user_actions.set_state(db, done, "JOB_FINISHED")
     others = insert.add_jobs(db, [{"application": "plain", "tags": {"kind": "other"}}] * 200).ids
@@ -125,10 +125,10 @@ def test_a_common_tag_is_looked_for_row_by_row(db, monkeypatch):
     with db.read() as cx:
         assert tags.rarest(cx, (("kind", "rare"), ("n", "7"))) == ("n", "7")
         assert tags.rarest(cx, (("no", "such"), ("kind", "rare"))) == ("no", "such")
-        monkeypatch.setattr(tags, "_MAX_JOBS", 29)
+        monkeypatch.setattr(tags, "MAX_JOBS", 29)
         assert tags.rarest(cx, (("kind", "rare"),)) is None
     user_actions.set_state(db, range(1, 30), "JOB_FINISHED")
-    monkeypatch.setattr(tags, "_MAX_JOBS", 100)
+    monkeypatch.setattr(tags, "MAX_JOBS", 100)
     with db.read() as cx:
         assert tags.rarest(cx, (("kind", "rare"),)) is None  # one waits: the index of what waits is shorter
 

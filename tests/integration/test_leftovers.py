@@ -191,7 +191,7 @@ def test_a_program_that_stays_unreadable_is_not_waited_for_for_ever(runs: Runs, 
     wait_until(lambda: process_table._environ_of(agent.pid) == b"")
     monkeypatch.setattr(process_table, "_hides_its_environment", lambda pid: True)
     assert agent.pid in [one.pid for one in runs_of(runs.directory, [MARK]).unknown]
-    monkeypatch.setattr(run_file, "_MAX_UNKNOWN_S", 0.1)
+    monkeypatch.setattr(run_file, "MAX_UNKNOWN_S", 0.1)
     assert runs.end().number == 0
     assert agent.poll() is None
 

@@ -272,7 +272,7 @@ def test_ten_submitters_at_once_get_ten_numbers(bed):
 
 
 def test_numbers_are_not_used_again_when_old_records_are_dropped(bed, monkeypatch):
-    monkeypatch.setattr("balsam_lite.schedulers.local._KEEP_ENDED", 2)
+    monkeypatch.setattr("balsam_lite.schedulers.local.KEEP_ENDED", 2)
     ids = []
     for number in range(5):
         ids.append(bed.submit(f"n{number}", "true"))

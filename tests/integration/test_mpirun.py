@@ -358,7 +358,7 @@ def test_a_command_that_fails_is_passed_over(machine: Machine, script: str) -> N
 
 
 def test_a_command_that_hangs_is_given_up(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starter, "_VERSION_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(starter, "VERSION_TIMEOUT_S", 0.5)
     machine.has("mpiexec", "/bin/sleep 600")
     begun = time.monotonic()
     assert "no answer within 0.5 s" in machine.flavour()

@@ -82,7 +82,7 @@ def test_too_many_jobs_to_look_at_may_hold_one(db, monkeypatch):
     jobs = add(db, *({"workflow": "b"} for _ in range(5)), {"workflow": "a"})
     user_actions.set_state(db, jobs[-1:], states.JOB_FINISHED)
     assert outlook_of(db, "a") == ""
-    monkeypatch.setattr(demand, "_MAX_ROWS", 5)
+    monkeypatch.setattr(demand, "MAX_ROWS", 5)
     assert outlook_of(db, "a") == "jobs that have not ended, too many to look at"
 
 

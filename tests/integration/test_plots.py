@@ -569,9 +569,9 @@ def test_pages_are_read_to_the_end(site, monkeypatch):
 
     there = open_site(registry.at(site))
     whole = kinds.read(there, "states", {})
-    monkeypatch.setattr(select, "_EVENTS_PER_PAGE", 2)
-    monkeypatch.setattr(kinds, "_PAGE", 1)
-    monkeypatch.setattr(kinds, "_MAX_NAMED_JOBS", 1)
+    monkeypatch.setattr(select, "EVENTS_PER_PAGE", 2)
+    monkeypatch.setattr(kinds, "PAGE", 1)
+    monkeypatch.setattr(kinds, "MAX_NAMED_JOBS", 1)
     assert len(whole.changes) == 12
     for where, number in (({}, 12), ({"workflow": "w"}, 12), ({"name": "j1"}, 4), ({"name": ["j1", "j2"]}, 8)):
         assert len(kinds.read(there, "states", where).changes) == number

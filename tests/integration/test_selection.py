@@ -290,7 +290,7 @@ def test_pages_of_events_hold_what_a_plain_filter_chooses(db, rows, where, order
         expected.reverse()
     pages, after = [], None
     with pytest.MonkeyPatch.context() as patch, db.read() as cx:
-        patch.setattr(select, "_FEW_JOBS", 10_000 if few else 0)
+        patch.setattr(select, "FEW_JOBS", 10_000 if few else 0)
         while page := select.events(cx, {**where, "after": after}, order, 0, size):
             pages += page
             after = [page[-1]["timestamp"], page[-1]["id"]]
@@ -309,7 +309,7 @@ def test_tuples_of_events_are_those_that_a_plain_filter_chooses(db, rows, where,
         and (not touching or not {e["from_state"], e["to_state"]}.isdisjoint(touching))
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "_EVENTS_PER_PAGE", size)
+        patch.setattr(select, "EVENTS_PER_PAGE", size)
         found = list(event_tuples(db, where, touching))
     assert [(*row[:5], row[6]) for row in found] == expected
 
@@ -453,7 +453,7 @@ def test_events_of_few_jobs_are_read_by_job(db, where):
 
 @pytest.mark.parametrize("where", [{}, {"job_id": [1, 2]}, {"tags": {"k": "v"}}, {"to_state": "RUNNING"}])
 def test_events_of_many_jobs_are_walked_without_sorting(db, where, monkeypatch):
-    monkeypatch.setattr(select, "_FEW_JOBS", 0)
+    monkeypatch.setattr(select, "FEW_JOBS", 0)
     for order, after in (("", None), ("", [170, 3]), ("timestamp", [170, 3])):
         steps = plan(db, lambda cx, order=order, after=after: select.events(cx, {**where, "after": after}, order, 0, 5))
         assert "event USING INDEX event_time" in steps

@@ -161,7 +161,7 @@ def test_what_a_killed_helper_had_just_started_is_known(tmp_path: Path) -> None:
 
 
 def test_a_helper_that_was_stopped_is_continued(tmp_path: Path, spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balsam_lite.launcher.exec.spawner._PING_S", 0.05)
+    monkeypatch.setattr("balsam_lite.launcher.exec.spawner.PING_S", 0.05)
     channel = spawner.channel()
     channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"))
     answers(spawner, channel, 1)

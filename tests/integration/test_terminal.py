@@ -119,7 +119,7 @@ def test_a_pipe_that_nobody_reads_costs_the_words_and_no_job(bench):
 
 def test_what_was_left_out_is_counted_when_somebody_reads_again(monkeypatch):
     read, write = os.pipe()
-    monkeypatch.setattr(daemon, "_STALL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(daemon, "STALL_TIMEOUT_S", 0.01)
     monkeypatch.setattr(os, "write", lambda fd, data, real=os.write: real(write if fd == 2 else fd, data))
     monkeypatch.setattr(daemon.select, "poll", lambda: Poll(write))
     line = b"a line\n" * 100

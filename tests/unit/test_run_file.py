@@ -86,7 +86,7 @@ def test_what_has_ended_is_not_read_when_something_else_was_started_since(tmp_pa
 
 
 def test_a_file_stays_small_however_many_programs_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_file, "_MAX_BYTES", 10_000)
+    monkeypatch.setattr(run_file, "MAX_BYTES", 10_000)
     writer = Writer(file := files(tmp_path).file(0))
     record(writer, ONE)
     for number in range(10_000):
@@ -185,14 +185,14 @@ def test_a_file_that_cannot_be_written_is_told_and_written_when_it_can_be(
     assert "Not a directory" in record(writer, ONE)
     assert record(writer, TWO) == ""
     (tmp_path / "runs").unlink()
-    monkeypatch.setattr(run_file, "_RETRY_S", 0.0)
+    monkeypatch.setattr(run_file, "RETRY_S", 0.0)
     writer._retry_at = 0.0
     assert record(writer, THREE) == ""
     assert read(tmp_path) == [ONE, TWO, THREE]
 
 
 def test_a_full_disk_costs_no_record_when_there_is_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_file, "_RETRY_S", 0.0)
+    monkeypatch.setattr(run_file, "RETRY_S", 0.0)
     writer = Writer(files(tmp_path).file(0))
     record(writer, ONE)
     with monkeypatch.context() as patch:

@@ -103,7 +103,7 @@ def test_a_command_that_prints_without_end_is_killed_and_its_words_are_bounded()
 
 @pytest.mark.parametrize("line", ["yes {} >&2; true", "exec yes {} >&2"], ids=["stdout-open", "stdout-closed"])
 def test_stderr_into_a_file_fills_no_disk(monkeypatch, line):
-    monkeypatch.setattr(subprocess_run, "_MAX_FILE_BYTES", 10 * 1024**2)
+    monkeypatch.setattr(subprocess_run, "MAX_FILE_BYTES", 10 * 1024**2)
     answer = run(["sh", "-c", line.format("x" * 1000)], timeout_s=60, leaves_some=True)
     assert answer.was_killed
     assert "it printed more than 10 MiB" in answer.stderr

@@ -24,9 +24,9 @@ from ..store.leases import Watch
 from . import queries, select
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
-_MOST_EQUAL, _MOST = 100_000, 200_000
+MOST_EQUAL, MOST = 100_000, 200_000
 #: Number of different priorities and estimates to count, in all, and at least for each shape. A thousand take 20 ms.
-_MOST_RUNS, _FEWEST_RUNS = 1500, 10
+MOST_RUNS, _FEWEST_RUNS = 1500, 10
 #: Larger than any priority or estimate.
 _BEYOND = 2**62
 #: Number of a launcher's running jobs to read; the others are assumed to be like these.
@@ -109,8 +109,8 @@ def _counted(cx: sqlite3.Connection, among: Sequence[StartableIndex]) -> tuple[C
     found: Counter[_Key] = Counter()
     cut: dict[_Key, None] = {}
     places = [(source, shape) for source in among for shape in claims.shapes(cx, [source])]
-    most_runs = max(_FEWEST_RUNS, _MOST_RUNS // max(1, len(places)))
-    budget = _MOST
+    most_runs = max(_FEWEST_RUNS, MOST_RUNS // max(1, len(places)))
+    budget = MOST
     for source, shape in places:
         for number, (key, jobs, is_all) in enumerate(_runs(cx, source, shape, budget)):
             budget -= jobs
@@ -136,7 +136,7 @@ def _runs(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, budget: 
     priority: int | None = cx.execute(next_priority, (*fixed, _BEYOND)).fetchone()[0]
     while priority is not None:
         for minutes in claims.estimates(cx, table, where, (*fixed, priority), _BEYOND):
-            most = max(1, min(_MOST_EQUAL, budget))
+            most = max(1, min(MOST_EQUAL, budget))
             jobs = 0
             for first, last in gaps:
                 limits = (first, last, most + 1 - jobs)
@@ -152,7 +152,7 @@ _UNENDED = tuple(state for state in states.STATES if state not in states.END_STA
 #: Loops in shells and scripts add jobs in shorter intervals than this, in seconds.
 _ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
-_MAX_ROWS = 20_000
+MAX_ROWS = 20_000
 
 #: The reason to wait while the launcher's scope has never had a job; the scope in words follows.
 FIRST_JOB = "a first job"
@@ -229,11 +229,11 @@ def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
         return "jobs that have not ended: " + ", ".join(f"{number} {state}" for state, number in found.items())
     query = f"SELECT workflow, tags FROM job INDEXED BY job_state WHERE state IN ({sql_list(_UNENDED)}) LIMIT ?"
     number = 0
-    for workflow, tags in cx.execute(query, (_MAX_ROWS,)):
+    for workflow, tags in cx.execute(query, (MAX_ROWS,)):
         number += 1
         if _matches(scope, workflow, tags):
             return "jobs of its filter that have not ended"
-    return "jobs that have not ended, too many to look at" if number == _MAX_ROWS else ""
+    return "jobs that have not ended, too many to look at" if number == MAX_ROWS else ""
 
 
 def _matches(scope: Scope, workflow: str, tags: str) -> bool:
@@ -248,7 +248,7 @@ def _has_any(cx: sqlite3.Connection, scope: Scope) -> bool:
         return cx.execute("SELECT 1 FROM job WHERE queued_launch_id = ? LIMIT 1", (scope.launch,)).fetchone() is not None
     if scope.tags:
         with_tag = f"SELECT job FROM job_tag WHERE tag = {queries.TAG} LIMIT ?"
-        rows = cx.execute(f"SELECT workflow, tags FROM job WHERE id IN ({with_tag})", (*scope.tags[0], _MAX_ROWS))
+        rows = cx.execute(f"SELECT workflow, tags FROM job WHERE id IN ({with_tag})", (*scope.tags[0], MAX_ROWS))
         return any(_matches(scope, workflow, tags) for workflow, tags in rows)
     if scope.workflow is None:
         return bool(select.count_states(cx))

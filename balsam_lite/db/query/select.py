@@ -317,9 +317,9 @@ _BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB
 _ONE_NUMBER = {'{"lease"': "lease", '{"started"': "started"}
 
 #: Up to this number of jobs, events are read job by job.
-_FEW_JOBS = 10_000
+FEW_JOBS = 10_000
 #: Events in a page of tuples.
-_EVENTS_PER_PAGE = 50_000
+EVENTS_PER_PAGE = 50_000
 
 
 _EVENT_COLUMNS = f"event.id, event.job, event.time, event.from_state, event.to_state, event.message, event.data, {WEIGHT}"
@@ -410,8 +410,8 @@ def _are_few(cx: sqlite3.Connection, jobs: Conditions) -> bool:
     source = f"job WHERE {sql}"
     if jobs.tags and not jobs.is_named:
         source, parameters = jobs.along_tag()
-    counted = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT {_FEW_JOBS + 1})"
-    return int(execute(cx, counted, parameters).fetchone()[0]) <= _FEW_JOBS
+    counted = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT {FEW_JOBS + 1})"
+    return int(execute(cx, counted, parameters).fetchone()[0]) <= FEW_JOBS
 
 
 def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY) -> int:
@@ -437,5 +437,5 @@ def event_page(
     touched = [{"$or": [{"from_state__in": touching}, {"to_state__in": touching}]}] if touching else []
     table, (sql, parameters) = _source(cx, _on_events(cx, {**where, "$and": [*where.get("$and", ()), *touched]}), "id")
     query = f"""SELECT event.time, event.from_state, event.to_state, event.job, {WEIGHT}, {_BEGAN}, event.id
-        FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_EVENTS_PER_PAGE}"""
+        FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {EVENTS_PER_PAGE}"""
     return execute(cx, query, (*parameters, min(after, LARGEST))).fetchall()

@@ -117,7 +117,7 @@ def disown(cx: sqlite3.Connection, reason: str, now_us: int) -> int:
 
 
 #: Jobs per transaction, which takes some milliseconds.
-_BATCH = 1000
+BATCH = 1000
 
 _OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"
 _ENDS = sql_list(states.END_STATES)
@@ -146,9 +146,9 @@ def _unplanned(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, lon
 def _in_batches(db: Database, ids: Sequence[int], update: str) -> int:
     """Run `update` for each job, in several transactions. Return the number of changed rows."""
     changed = 0
-    for start in range(0, len(ids), _BATCH):
+    for start in range(0, len(ids), BATCH):
         with db.write() as cx:
-            changed += cx.executemany(update, [(job,) for job in ids[start : start + _BATCH]]).rowcount
+            changed += cx.executemany(update, [(job,) for job in ids[start : start + BATCH]]).rowcount
     return changed
 
 

@@ -398,7 +398,7 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
 # --- inserting in pieces ----------------------------------------------------------------------------------------------
 
 #: Rows or dependencies that a piece adds between two checks of the clock: about 50 ms.
-_UNIT = 2500
+UNIT = 2500
 #: Seconds of a piece with its commit, after which it adds nothing more. Each commit writes most pages of the index on short
 #: ids again, so pieces are longer than those of other large writes.
 PIECE_S = 0.25
@@ -441,11 +441,11 @@ class Insertion:
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
         """Yield the work in small units, each to be run inside a write transaction."""
         for chunk in self._spool.chunks():
-            for start in range(0, len(chunk.rows), _UNIT):
-                yield partial(self._add_rows, chunk.part(start, start + _UNIT))
+            for start in range(0, len(chunk.rows), UNIT):
+                yield partial(self._add_rows, chunk.part(start, start + UNIT))
         new = _pairs(self._edges, self._known, self._hidden.first)
-        for start in range(0, len(new), _UNIT):
-            yield partial(self._add_edges, new[start : start + _UNIT])
+        for start in range(0, len(new), UNIT):
+            yield partial(self._add_edges, new[start : start + UNIT])
 
     def advance(self) -> bool:
         """Write one piece. Return whether there was anything left to write."""

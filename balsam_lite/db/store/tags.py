@@ -90,9 +90,9 @@ def remove(cx: sqlite3.Connection, which: str, parameters: tuple[str, ...] = ())
 
 #: A tag is rare if at most this many jobs in any state have it; or at most this many startable jobs, if the first waiting jobs
 #: do not have it. Reading that many takes ten milliseconds.
-_MAX_JOBS = 10_000
-#: If _SAMPLE_HITS of the first _SAMPLE_ROWS waiting jobs have the tag, reading the waiting jobs row by row finds enough.
-_SAMPLE_HITS, _SAMPLE_ROWS = 20, 2000
+MAX_JOBS = 10_000
+#: If _SAMPLE_HITS of the first SAMPLE_ROWS waiting jobs have the tag, reading the waiting jobs row by row finds enough.
+_SAMPLE_HITS, SAMPLE_ROWS = 20, 2000
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 _TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
@@ -161,7 +161,7 @@ def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: boo
     The tag must also be rare, unless reading the waiting jobs row by row `is_slow`.
     """
     waiting = cx.execute(_WAITING).fetchone()[0]
-    most = waiting if is_slow else min(_MAX_JOBS, waiting)
+    most = waiting if is_slow else min(MAX_JOBS, waiting)
     counts = [(cx.execute(_COUNT, (*tag, most + 1)).fetchone()[0], tag) for tag in tags]
     fewest, tag = min(counts, default=(most + 1, None))
     return tag if fewest <= most else None
@@ -171,9 +171,9 @@ def scan_is_cheap(
     cx: sqlite3.Connection, index: str, where: str, of_index: Sequence[object], tagged: str, tags: Sequence[object]
 ) -> bool:
     """Return whether enough of the first jobs along an index are `tagged`, or the index has no more jobs than these."""
-    first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {_SAMPLE_ROWS}"
+    first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {SAMPLE_ROWS}"
     found = cx.execute(f"SELECT 1 FROM ({first}) AS job WHERE 1{tagged} LIMIT {_SAMPLE_HITS}", (*of_index, *tags)).fetchall()
-    return len(found) == _SAMPLE_HITS or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < _SAMPLE_ROWS
+    return len(found) == _SAMPLE_HITS or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < SAMPLE_ROWS
 
 
 def query_of_tagged(plain: str, condition: str) -> str:
@@ -181,7 +181,7 @@ def query_of_tagged(plain: str, condition: str) -> str:
     return f"""SELECT {queued_columns(plain)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
         WHERE job_tag.tag = {_TAG} AND {UNSUSPECTED} AND job.state IN ({_STARTABLE}){condition} AND {VISIBLE}
-        LIMIT {_MAX_JOBS + 1}"""
+        LIMIT {MAX_JOBS + 1}"""
 
 
 def read_tagged(
@@ -199,7 +199,7 @@ def read_tagged(
     within, names = of_workflows(workflows)
     rows = cx.execute(query_of_tagged(plain, condition + within), (*tag, *parameters, *names))
     entries = list(map(QueuedJob.of_row, rows))
-    if len(entries) > _MAX_JOBS:
+    if len(entries) > MAX_JOBS:
         return None
     entries.sort(key=lambda entry: entry.rank)
     return by_readiness(entries)

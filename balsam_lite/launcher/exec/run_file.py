@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from ...core.process_table import Belonging, Holder, Process, belonging, boot_id, living, signal_all
 
 #: A file that is larger, in bytes, is rewritten without the programs that have ended.
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 #: After a failed write the next one is tried this much later, in seconds.
-_RETRY_S = 10.0
+RETRY_S = 10.0
 _NEW = ".new"
 
 
@@ -93,7 +93,7 @@ class Writer:
         self._living[pid] = line = b"+%d %b %b\n" % (pid, started.encode(), run)
         data, self._ends = self._ends + line, b""
         try:
-            if self._fd < 0 or self._size > _MAX_BYTES:
+            if self._fd < 0 or self._size > MAX_BYTES:
                 if time.monotonic() < self._retry_at:
                     return ""
                 self._write_anew()
@@ -129,12 +129,12 @@ class Writer:
             raise
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._size = fd, min(len(data), _MAX_BYTES // 2)
+        self._fd, self._size = fd, min(len(data), MAX_BYTES // 2)
 
     def _give_up(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._retry_at = -1, time.monotonic() + _RETRY_S
+        self._fd, self._retry_at = -1, time.monotonic() + RETRY_S
 
 
 def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[RunEntry]:
@@ -189,7 +189,7 @@ def _parts(path: str, records: bool = True) -> tuple[dict[str, Any], list[bytes]
     import json
 
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-        head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
+        head, text = file.readline(4096), file.read(64 * MAX_BYTES) if records else b""
     try:
         found = json.loads(head)
     except ValueError:
@@ -225,9 +225,9 @@ def _records(lines: list[bytes]) -> list[RunEntry]:
 # --- processes of attempts on this host, by session leaders, sessions, run marks and descent --------------------------
 
 #: A process that has not ended this many seconds after SIGKILL waits for a file system, or now belongs to another user.
-_UNKILLABLE_S = 30.0
+UNKILLABLE_S = 30.0
 #: Seconds for which a process with an unreadable environment may belong to a run. During execve(2) that lasts milliseconds.
-_MAX_UNKNOWN_S = 10.0
+MAX_UNKNOWN_S = 10.0
 _PERIOD_S = 0.01
 
 
@@ -282,7 +282,7 @@ def end_runs(
     """
     if not leases and not runs:
         return Orphans(0)
-    known_at = time.monotonic() + _MAX_UNKNOWN_S
+    known_at = time.monotonic() + MAX_UNKNOWN_S
     kill_at = float("inf")  # until something has been told to end
     found: set[Process] = set()
     number = signal.SIGTERM
@@ -299,7 +299,7 @@ def end_runs(
             signal_all(members, number)
             kill_at = min(kill_at, now + grace_s)
         found.update(members)
-        if members and now > kill_at + _UNKILLABLE_S:
+        if members and now > kill_at + UNKILLABLE_S:
             return _report_stubborn(len(found), members)
         if now > kill_at:
             number = signal.SIGKILL
@@ -323,5 +323,5 @@ def _report_stubborn(number: int, members: Sequence[Process]) -> Orphans:
 
     pids = tuple(member.pid for member in members)
     log = logging.getLogger(__name__)
-    log.warning("Killed, but not gone after %g s: process(es) %s", _UNKILLABLE_S, ", ".join(map(str, pids)))
+    log.warning("Killed, but not gone after %g s: process(es) %s", UNKILLABLE_S, ", ".join(map(str, pids)))
     return Orphans(number, pids)

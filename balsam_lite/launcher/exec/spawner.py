@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 #: Maximum number of helpers of a launcher on a host, and the number of programs at which another one is started.
 MAX_HELPERS, _PROGRAMS_PER_HELPER = 4, 4
 #: Seconds without an answer after which a helper is checked: it may have been stopped.
-_PING_S = 2.0
+PING_S = 2.0
 #: Seconds beyond the grace for a helper to end its programs.
 _LEAVE_S = 5.0
 _CHANNELS = 4  # at most
@@ -382,7 +382,7 @@ class Spawner:
     def _look_for_silent_ones(self) -> None:
         now = time.monotonic()
         for helper in self._helpers:
-            if now - helper.asked_at < _PING_S or not helper.keys:
+            if now - helper.asked_at < PING_S or not helper.keys:
                 continue
             if helper.heard_at < helper.asked_at:
                 state = state_of(helper.process.pid)

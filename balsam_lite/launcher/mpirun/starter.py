@@ -174,7 +174,7 @@ def _gpus(claim: Claim, place: Placement, names: Sequence[str], shares_host: boo
 # --- which command this machine has -----------------------------------------------------------------------------------
 
 #: A command that does not tell its version within this many seconds is ignored.
-_VERSION_TIMEOUT_S = 20.0
+VERSION_TIMEOUT_S = 20.0
 #: Commands whose name is enough, looked for first: where they are nothing else starts programs on the compute nodes.
 _BY_NAME = ("aprun", "jsrun")
 #: Commands that many MPIs have under the same name.
@@ -296,7 +296,7 @@ def _recognised(path: str, environ: Mapping[str, str]) -> tuple[str, str]:
         return os.path.basename(path), "by its name"
     if _PALS_PATH.search(os.path.realpath(path)):
         return "pals", "by its path"
-    answer = run([path, "--version"], timeout_s=_VERSION_TIMEOUT_S, environ=environ)
+    answer = run([path, "--version"], timeout_s=VERSION_TIMEOUT_S, environ=environ)
     text = f"{answer.stdout}\n{answer.stderr}"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
     told = f"reports as its version: {line[:80]!a}"

@@ -14,7 +14,7 @@ R = TypeVar("R")
 Set = TypeVar("Set", bound="LazySet[Any]")
 
 #: No row has a higher position; it is the limit of Python's iterators and of SQLite's counts.
-_FARTHEST = sys.maxsize
+_MAX_POSITION = sys.maxsize
 #: Objects that `repr` shows.
 _SHOWN = 20
 
@@ -136,7 +136,7 @@ class LazySet(Generic[R]):
     def _cut(self: Set, start: int, stop: int | None) -> Set:
         """Return the rows from position `start` to before `stop` of this set."""
         ends = [end for end in (self._stop, None if stop is None else self._start + max(stop, start)) if end is not None]
-        return self._with(_start=min(self._start + start, _FARTHEST), _stop=min(*ends, _FARTHEST) if ends else None)
+        return self._with(_start=min(self._start + start, _MAX_POSITION), _stop=min(*ends, _MAX_POSITION) if ends else None)
 
     def __repr__(self) -> str:
         rows = self._rows if self._rows is not None else self._cut(0, _SHOWN + 1)._fetch()

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 #: Check this often, in seconds, whether other processes wrote: kills and new jobs are noticed this fast, the latter also while
 #: nothing runs.
-_LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
+_CHANGES_PERIOD_S, _IDLE_CHANGES_PERIOD_S = 0.02, 0.05
 #: Maximum delay in seconds until ends are recorded, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
 #: On a shared file system every look costs a session, during which all others wait: keep its share of the time below 1/N; the
@@ -434,7 +434,7 @@ class Launcher:
         now = self._clock.monotonic()
         if now < self._look_at:
             return
-        period_s = _LOOK_PERIOD_S if len(self._runner) or len(self._steps) else _IDLE_LOOK_PERIOD_S
+        period_s = _CHANGES_PERIOD_S if len(self._runner) or len(self._steps) else _IDLE_CHANGES_PERIOD_S
         self._look_at = now + max(period_s, self._quiet.look_s)
         try:
             if self._quiet.has_news(now):

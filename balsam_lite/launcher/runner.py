@@ -30,9 +30,9 @@ from .run_results import Finished, LiveRun, ResultReader
 log = logging.getLogger(__name__)
 
 #: A command that kills its ranks when it is told to end has this many seconds to do that.
-_LAST_S = 3.0
-#: Interval of checks for MPI commands that start nothing, and minimum age of a run for this check, in seconds.
-_STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
+_FINAL_GRACE_S = 3.0
+#: Interval of checks for MPI commands that start nothing, and maximum age of a run for this check, in seconds.
+_STUCK_PERIOD_S, _STUCK_MAX_AGE_S = 2.0, 300.0
 #: Interval, in seconds, of checks of a process tree that is being stopped.
 STOP_PERIOD_S = 0.02
 #: Processes that a run has left are given this number of seconds to end: the first command of a pipeline often ends last.
@@ -374,7 +374,7 @@ class LocalRunner(Runner):
             if run.left and not run.claim.keep_background:
                 members = [one.process for one in run.left]
                 if run.ended.returncode:
-                    run.members, run.kill_at = members, now + _LAST_S
+                    run.members, run.kill_at = members, now + _FINAL_GRACE_S
                     self._stopping[run.claim.job] = run
                     signal_all([*members, *descendants(self._leaders(run), [run.made.mark])], signal.SIGTERM)
                     continue
@@ -393,7 +393,7 @@ class LocalRunner(Runner):
         if members:
             signal_all(members, signal.SIGTERM)
             self._starting[claim.job] = (claim, place)
-            self._delayed[claim.job] = (self._clock.monotonic() + _LAST_S, members)
+            self._delayed[claim.job] = (self._clock.monotonic() + _FINAL_GRACE_S, members)
         return bool(members)
 
     def _start_delayed(self) -> None:
@@ -402,7 +402,7 @@ class LocalRunner(Runner):
             left = living(members)
             if left and now >= kill_at:
                 signal_all(left, signal.SIGKILL)
-            if left and now < kill_at + _LAST_S:
+            if left and now < kill_at + _FINAL_GRACE_S:
                 continue
             del self._delayed[job]
             claim, place = self._starting.pop(job)
@@ -418,7 +418,7 @@ class LocalRunner(Runner):
             self._stop_at_once.pop(lost.key, None)
             run = LiveRun(claim, place, Started(lost.key, 0, "", self._clock.now_us()), self._made[lost.key])
             self._runs[lost.key] = run
-        run.ended, run.kill_at = lost, self._clock.monotonic() + _LAST_S
+        run.ended, run.kill_at = lost, self._clock.monotonic() + _FINAL_GRACE_S
         self._stopping[lost.key] = run
         self._left_behind(run)
         signal_all(run.members, signal.SIGTERM)
@@ -448,13 +448,13 @@ class LocalRunner(Runner):
         if now < self._look_for_stuck_at:
             return
         self._look_for_stuck_at = now + _STUCK_PERIOD_S
-        for run in [run for run in self._runs.values() if now_us - run.started_us < _STUCK_S * SECOND_US]:
+        for run in [run for run in self._runs.values() if now_us - run.started_us < _STUCK_MAX_AGE_S * SECOND_US]:
             if run.ended or run.stop_result:
                 continue
             failure = self._results.start_failure(run, None)
             if failure is not None:
                 run.failure = failure
-                self.stop([run.claim.job], states.RUN_ERROR, _LAST_S)
+                self.stop([run.claim.job], states.RUN_ERROR, _FINAL_GRACE_S)
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
@@ -574,7 +574,7 @@ class LocalRunner(Runner):
             if spared:
                 # Killed itself, it would leave its ranks on other nodes running.
                 run.is_spared = False
-                run.kill_at = self._clock.monotonic() + _LAST_S
+                run.kill_at = self._clock.monotonic() + _FINAL_GRACE_S
                 signal_all(spared, signal.SIGTERM)
                 continue
             signal_all(found, signal.SIGKILL)

@@ -96,9 +96,9 @@ def assert_counts(db, count, jobs):
 
 
 def test_very_many_equal_jobs_are_told_from_the_counters_of_states(db, monkeypatch):
-    monkeypatch.setattr(demand, "MOST_EQUAL", 10)
-    monkeypatch.setattr(demand, "MOST", 40)
-    monkeypatch.setattr(demand, "MOST_RUNS", 12)
+    monkeypatch.setattr(demand, "MAX_EQUAL_ENTRIES", 10)
+    monkeypatch.setattr(demand, "MAX_ENTRIES", 40)
+    monkeypatch.setattr(demand, "MAX_RUNS", 12)
     add(db, *[{"wall_time_minutes": 5} for _ in range(100)], *[{"num_nodes": 2} for _ in range(7)])
     with db.read() as cx:
         assert demand.startable(cx) == [Work(SERIAL, 5, 100), Work(Shape(2, 1, 1, 0), 1, 7)]

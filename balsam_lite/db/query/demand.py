@@ -24,9 +24,9 @@ from ..store.leases import Watch
 from . import queries, select
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
-MOST_EQUAL, MOST = 100_000, 200_000
+MAX_EQUAL_ENTRIES, MAX_ENTRIES = 100_000, 200_000
 #: Number of different priorities and estimates to count, in all, and at least for each shape. A thousand take 20 ms.
-MOST_RUNS, _FEWEST_RUNS = 1500, 10
+MAX_RUNS, _MIN_RUNS = 1500, 10
 #: Larger than any priority or estimate.
 _BEYOND = 2**62
 #: Number of a launcher's running jobs to read; the others are assumed to be like these.
@@ -109,8 +109,8 @@ def _counted(cx: sqlite3.Connection, among: Sequence[StartableIndex]) -> tuple[C
     found: Counter[_Key] = Counter()
     cut: dict[_Key, None] = {}
     places = [(source, shape) for source in among for shape in claims.shapes(cx, [source])]
-    most_runs = max(_FEWEST_RUNS, MOST_RUNS // max(1, len(places)))
-    budget = MOST
+    most_runs = max(_MIN_RUNS, MAX_RUNS // max(1, len(places)))
+    budget = MAX_ENTRIES
     for source, shape in places:
         for number, (key, jobs, is_all) in enumerate(_runs(cx, source, shape, budget)):
             budget -= jobs
@@ -136,7 +136,7 @@ def _runs(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, budget: 
     priority: int | None = cx.execute(next_priority, (*fixed, _BEYOND)).fetchone()[0]
     while priority is not None:
         for minutes in claims.estimates(cx, table, where, (*fixed, priority), _BEYOND):
-            most = max(1, min(MOST_EQUAL, budget))
+            most = max(1, min(MAX_EQUAL_ENTRIES, budget))
             jobs = 0
             for first, last in gaps:
                 limits = (first, last, most + 1 - jobs)

@@ -81,7 +81,7 @@ _AND, _OR, _NOT, _FIELD = "$and", "$or", "$not", "$field"
 _COMBINATIONS = (_AND, _OR, _NOT)
 
 #: Count the jobs with a tag only up to this number.
-_MANY = 5000
+_MAX_COUNTED_JOBS = 5000
 
 # --- combining --------------------------------------------------------------------------------------------------------
 
@@ -428,7 +428,7 @@ class Conditions:
         if self.table is EVENT:
             self.jobs.rarest_first(cx)
         if len(self.tags) > 1:
-            query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MANY})"
+            query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MAX_COUNTED_JOBS})"
             self.tags.sort(key=lambda pair: int(cx.execute(query, pair).fetchone()[0]))
         return self
 

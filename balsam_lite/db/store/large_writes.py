@@ -124,7 +124,7 @@ def release_some(cx: sqlite3.Connection, number: int) -> bool:
 
 
 #: No job has a larger number.
-_LAST = 2**63 - 1
+_MAX_JOB = 2**63 - 1
 
 
 class HiddenRange(NamedTuple):
@@ -147,7 +147,7 @@ def visible_ranges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
     for _, first, last in hidden_ranges(cx):
         found.append((after + 1, first - 1))
         after = last
-    return [*found, (after + 1, _LAST)] if found else []
+    return [*found, (after + 1, _MAX_JOB)] if found else []
 
 
 def last_number(cx: sqlite3.Connection) -> int:

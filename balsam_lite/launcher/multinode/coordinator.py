@@ -34,7 +34,7 @@ LOST_AFTER_HEARTBEATS = 3.0
 #: A rank that has sent no message for this many heartbeat intervals sends a heartbeat.
 ALIVE_HEARTBEATS = 0.5
 #: The guard of a dead rank ends its jobs within their grace period; this many seconds later none of them runs.
-_GUARD_S = 3.0
+_GUARD_GRACE_S = 3.0
 #: Interval of checks for silent ranks, in seconds.
 _SILENCE_PERIOD_S = 0.5
 
@@ -66,7 +66,7 @@ class Workers:
 
     def begin(self, orders: messages.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
         """Make the ranks end processes of dead launchers on their nodes and prepare to run jobs. Wait until they are ready."""
-        self._ending_s = orders.grace_s + _GUARD_S
+        self._ending_s = orders.grace_s + _GUARD_GRACE_S
         for rank in self.members:
             self.channel.send(rank, messages.BEGIN, tuple(orders))
         self._wait_for(messages.READY, limit_s + orders.grace_s)

@@ -62,7 +62,7 @@ _PIPES_LIMIT_S = 1.0
 #: Minutes before the limit below which another attempt is not worth it.
 _MIN_MINUTES = 1.0
 #: A program that broke down after this many seconds had worked: the cause differs from that of the one before.
-_WORKED_S = 600.0
+_STABLE_AFTER_S = 600.0
 #: A node on which this program does not run within this many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
 _PROBE, _PROBE_S = ("true",), 60.0
 #: Maximum number of nodes to ask at once.
@@ -137,7 +137,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
         if signals.stop or not alive:
             break
         if len(alive) == len(names):
-            if program.lease is None or (is_repeated and time.monotonic() - began < _WORKED_S):
+            if program.lease is None or (is_repeated and time.monotonic() - began < _STABLE_AFTER_S):
                 break
             is_repeated, lost_lease = True, None
             log.warning("All nodes answer. It is started again.")

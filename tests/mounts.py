@@ -109,7 +109,7 @@ class Host:
 
 @contextmanager
 def hosts(number: int, directory: Path, *, locks: bool = True) -> Iterator[list[Host]]:
-    """So many hosts, named host1, host2, …, which share `directory`/shared, with their `locks` or without.
+    """Make this number of hosts, named host1, host2, …, which share `directory`/shared, with their `locks` or without.
 
     They are gone with all their processes and mounts at the end. In a test, say `need()` before.
     """

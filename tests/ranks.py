@@ -50,7 +50,7 @@ class Ensemble(Bench):
     """A bench whose launchers run in a batch job of several nodes: as many ranks of an MPI program, all on this host.
 
     Args:
-        mpi: the words that start so many ranks; None: those of this Python's MPICH, whose ranks survive one another.
+        mpi: the words that start this number of ranks; None: those of this Python's MPICH, whose ranks survive one another.
     """
 
     def __init__(self, directory: Path, ranks: int, mpi: str | None = None, **settings: str) -> None:

@@ -103,7 +103,7 @@ class Kind(NamedTuple):
     submit_command: str
     doubled: str  # Python code that prints what the status command prints, from `text`, with everything told twice
     enter: Callable[[Path, pytest.FixtureRequest, pytest.MonkeyPatch], Iterator[None]]
-    nodes: int = 4  # so many are all
+    nodes: int = 4  # the number of all
     tells_cancelled: bool = True  # that it was cancelled, of one that ran
     tells_exit_code: bool = True
     queue: str = "debug"

@@ -277,7 +277,7 @@ def _write_files(folder: Path, parts: Mapping[str, tuple[int, int]], node_comman
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that are free, below those that the kernel gives to clients."""
+    """Return the first of this number of free ports in a row, below those that the kernel gives to clients."""
     for _ in range(100):
         first = random.randrange(11000, 32000)
         with ExitStack() as stack:

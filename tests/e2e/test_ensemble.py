@@ -399,7 +399,7 @@ def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count
     assert ended[4].started_us is None
     assert [node.is_closed for node in stage.pool.nodes] == [False, True, False]
     assert stage.runner.jobs == {2}
-    # The node comes back: it ends what it runs, and what it says of jobs that are somebody else's now is not believed.
+    # The node comes back: it ends what it runs, and its reports of jobs that another launcher has now are not believed.
     stage.frozen.clear()
     stage.executor[1].runner.end(1)
     assert stage.go() == []

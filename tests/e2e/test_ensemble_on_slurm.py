@@ -34,7 +34,7 @@ def site(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def hosts_of_attempt(site: Site, jobs: list[int], attempt: int) -> dict[int, str]:
-    """Where they have started so far."""
+    """Return the hosts on which they have started until now."""
     files = {job: site.bench.path(job, f"host.{attempt}") for job in jobs}
     return {job: file.read_text().strip() for job, file in files.items() if file.exists()}
 

@@ -106,7 +106,7 @@ insert.add_jobs(db, [{job!r} for _ in range({number})])
         return wait_until(caught, 60, 0.0005)
 
     def opened(self) -> Database:
-        """The DB as it is behind the mounts, once nobody is at work."""
+        """Return the DB below the mounts, once no process is at work."""
         return Database(str(self.back), "shared")
 
 
@@ -224,7 +224,7 @@ def test_a_launcher_killed_in_a_session_loses_doubles_and_blocks_nothing(site: S
 
 def test_two_launchers_on_two_nodes_run_each_job_once(site: Site) -> None:
     db = SharedDB(site, "twice")
-    # Whoever comes first waits for the other one, in a directory that both see as it is.
+    # The first one waits for the other one, in a directory that both see as it is.
     met = f"touch {site.back}/met-$(hostname); until [ $(ls -d {site.back}/met-* | wc -l) = 2 ]; do sleep 0.1; done"
     db.add("node2", 100, f"hostname >> runs\n{met}\nsleep 0.1", node_packing_count=4)
     for node in ("node1", "node2"):

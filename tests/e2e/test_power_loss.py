@@ -99,7 +99,7 @@ class Campaign:
         self.bench.shell("long", f"{line}; sleep 60")
         self.bench.db.close()
         shutil.copy(self.bench.db.path, tmp_path / "base")  # before this process has a connection, whose locks that would drop
-        # A reader that sees the empty WAL: nobody can move the WAL into the file, nor begin it anew.
+        # A reader that sees the empty WAL: no process can move the WAL into the file, nor begin it anew.
         self.reader = sqlite3.connect(self.bench.db.path, isolation_level=None)
         self.reader.execute("BEGIN")
         self.reader.execute("SELECT count(*) FROM job").fetchone()

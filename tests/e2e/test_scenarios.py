@@ -541,7 +541,7 @@ def work_of(bench, work):
 
 
 def end_of_one(bench, others, state, result):
-    """What the end of a job costs which has one child, beside so many other jobs in `state`."""
+    """What the end of a job costs which has one child, beside this number of other jobs in `state`."""
     bench.app("a", "true")
     job, large = bench.add([{"application": "a"}, {"application": "a", "num_nodes": 9}])
     bench.add([{"application": "a", "parents": [job]}])

@@ -1,4 +1,4 @@
-"""The command as a process, given what nobody should give it: a clear message, nothing half-done, nothing hung."""
+"""The command as a process, given bad input: a clear message, nothing half-done, nothing hung."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ with db.write() as cx:
 
 
 def holder(db: Database, seconds: float) -> subprocess.Popen[str]:
-    """A process that keeps everybody else from writing for so long, beginning now."""
+    """Start a process that keeps all others from writing for this long, beginning now."""
     process = python(_HOLD, db.directory)
     assert process.stdout is not None and process.stdin is not None
     assert process.stdout.readline() == "held\n"

@@ -329,7 +329,7 @@ def jobs_in(path: Path | str) -> int:
 
 
 def test_a_backup_has_what_was_committed_last_and_is_one_file(db: Database, tmp_path: Path) -> None:
-    with db.read() as cx:  # somebody has it open, so that the last commits are in the WAL
+    with db.read() as cx:  # the DB is open, so that the last commits are in the WAL
         cx.execute("SELECT 1 FROM job").fetchone()
     assert balsam(db.directory, "make_dummies", "5")[0] == 0
     target = tmp_path / "it's a \u00fcber backup.db"
@@ -372,7 +372,7 @@ while True:
                 values.add(a)
                 if number >= 4 and len(values) > 1:
                     break
-                assert time.monotonic() < give_up, f"nobody could write between {number + 1} backups"
+                assert time.monotonic() < give_up, f"no process could write between {number + 1} backups"
                 time.sleep(0.05)
         finally:
             writer.kill()

@@ -84,7 +84,7 @@ def test_the_index_over_tags_gives_the_jobs_that_a_look_at_each_row_gives(
 
 def test_the_cost_of_a_claim_by_a_rare_tag_does_not_grow_with_what_else_waits(db):
     def cost(number):
-        """SQLite's steps of a claim of eight of a hundred jobs, with so many others before them."""
+        """SQLite's steps of a claim of eight of a hundred jobs, with this number of others before them."""
         insert.add_jobs(db, ({"application": "plain", "priority": 1, "tags": {"n": str(n % 7)}} for n in range(number)))
         counted = []
         with pytest.raises(Undo), db.write() as cx:  # noqa: PT012

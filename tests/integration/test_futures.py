@@ -48,7 +48,7 @@ def task(*callbacks, **fields) -> FutureTask:
 
 
 def end(future: FutureTask, state: str = "JOB_FINISHED") -> None:
-    """As a launcher does, or somebody else; through the active DB, which is another connection than the watch's."""
+    """As a launcher or another process does; through the active DB, which is another connection than the watch's."""
     user_actions.set_state(future.job._db, [future.job.id], state, f"{state} for the test")
 
 

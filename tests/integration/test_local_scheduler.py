@@ -80,7 +80,7 @@ class Bed:
         return pid
 
     def let_time_pass(self, native_id: str, minutes: float) -> None:
-        """Make a running batch job look as if it had been started so much earlier."""
+        """Make a running batch job look as if it had been started this much earlier."""
         with self.queue.locked():
             record = self.record(native_id)
             assert record.started_us
@@ -369,7 +369,7 @@ def test_a_child_forked_by_a_shepherd_that_was_replaced_does_not_become_the_scri
     bed.running(first)
     shepherd = bed.shepherd_of(second)
     with bed.queue.locked():  # so that it is not stopped while it holds the lock itself
-        os.kill(shepherd, signal.SIGSTOP)  # the second one's turn comes, and nobody takes it
+        os.kill(shepherd, signal.SIGSTOP)  # the second one's turn comes, and no process takes it
         wait_until(lambda: psutil.Process(shepherd).status() == psutil.STATUS_STOPPED)
     (bed.work / "release").touch()
     assert bed.ended(first).state == "finished"

@@ -140,7 +140,7 @@ def test_only_aprun_wants_nodes_of_its_own() -> None:
 def test_ranks_are_not_bound_where_there_are_too_few_cpus() -> None:
     assert BOUND.is_bound
     assert not BOUND._replace(threads_per_rank=5).is_bound
-    assert BOUND._replace(threads_per_rank=5, cpus_per_node=0).is_bound, "nobody knows how many there are"
+    assert BOUND._replace(threads_per_rank=5, cpus_per_node=0).is_bound, "their number is unknown"
 
 
 # --- the words for a job ----------------------------------------------------------------------------------------------

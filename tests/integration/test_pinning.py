@@ -55,7 +55,7 @@ def test_jobs_share_a_cpu_only_when_there_are_too_few_and_then_evenly(cpus: list
         before = {cpu: sum(cpu in one for one in held) for cpu in cpus}
         taken = free.take(number)
         assert len(set(taken)) == len(taken) == min(number, len(cpus))
-        # Nobody took a CPU while one with fewer jobs was left.
+        # No job took a CPU while one with fewer jobs was left.
         assert max(before[cpu] for cpu in taken) <= min((before[cpu] for cpu in cpus if cpu not in taken), default=99)
         held.append(taken)
     for one in held:

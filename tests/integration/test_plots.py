@@ -541,7 +541,7 @@ def far(site, monkeypatch):
 
     def run(self, request, timeout_s):
         if self.entry.name == "gone":
-            raise SiteUnreachable("nobody is there")
+            raise SiteUnreachable("no host answers")
         return Completed([], 0, respond(request), "")
 
     monkeypatch.setattr(RemoteSite, "_run", run)
@@ -558,7 +558,7 @@ def test_sites_behind_ssh_are_in_the_picture_and_one_that_fails_is_named(site, f
     assert balsam("plot", kind, "--site", "all") == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == title
-    assert err == "Warning: site gone could not be read: nobody is there\n"
+    assert err == "Warning: site gone could not be read: no host answers\n"
 
 
 def test_pages_are_read_to_the_end(site, monkeypatch):

@@ -59,7 +59,7 @@ class LocalSite:
         if kind == "slow":
             poll = select.poll()
             poll.register(1, 0)
-            poll.poll(20_000)  # until nobody listens any more
+            poll.poll(20_000)  # until the other end is closed
         return rows
     def update(self, kind, changes):
         raise StateError("It's \\u2013 no!\\n$(really)", hint="Do `nothing`.")

@@ -860,7 +860,7 @@ def test_kill_9_around_the_submission_neither_loses_nor_doubles_it(desk, tmp_pat
         assert run("never") == 0
         assert len(os.listdir(queue)) == at_once, "what may be on its way is not submitted again"
     late_us = (SUBMISSION_TIMEOUT_S + 1) * SECOND_US
-    if moment == "before":  # two minutes later nobody is submitting it any more
+    if moment == "before":  # two minutes later no process is submitting it any more
         with desk.db.write() as cx:
             cx.execute("UPDATE batch_job SET created = created - :us, absent = absent - :us", {"us": late_us})
         assert run("never") == 0
@@ -1099,7 +1099,7 @@ def test_init_gives_a_policy_that_works_and_keeps_the_users_own(tmp_path, balsam
 
 
 def test_the_index_of_held_jobs_is_what_a_survey_reads(desk):
-    """A survey must not look at rows that wait: the same steps for thirty times the jobs that nobody counts one by one."""
+    """A survey must not read waiting rows one by one: it takes the same steps for thirty times the jobs."""
 
     def steps():
         counted = []

@@ -1,4 +1,4 @@
-"""Shared DBs: one process at a time opens the file, whoever dies is succeeded, and nothing is lost."""
+"""Shared DBs: one process at a time opens the file, another one takes over when it dies, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> type[Far]:
 
 @pytest.fixture
 def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteEntry:
-    """A site, reached through a link, on a file system that does not answer: its file is one which nobody can open."""
+    """A site, reached through a link, on a file system that does not answer: no process can open its file."""
     make(tmp_path / "good")
     (tmp_path / "nfs/db").mkdir(parents=True)
     os.mkfifo(tmp_path / "nfs/db/balsam.sqlite3")
@@ -449,7 +449,7 @@ def test_active_asks_all_and_warns_of_those_that_do_not_answer(three: list[SiteE
 
 
 def beats(site: SiteEntry, age_s: float) -> None:
-    """A service somewhere else was heard of so long ago."""
+    """Make a service on another host send its last heartbeat this long ago."""
     lease(site, "service", age_s, Holder("elsewhere", "ns", 1, "1"))
 
 
@@ -593,7 +593,7 @@ def test_init_without_a_terminal_takes_the_directory_for_the_name(balsam: Balsam
 
 
 class Terminal(io.StringIO):
-    """Somebody who types."""
+    """A user who types."""
 
     def isatty(self) -> bool:
         return True

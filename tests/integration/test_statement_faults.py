@@ -453,7 +453,7 @@ def plain(value: Any) -> Any:
 
 
 def can_be_written(world: World) -> bool:
-    """Return whether nobody has kept the DB locked. There may be none, or one without tables."""
+    """Return whether no process has kept the DB locked. There may be none, or one without tables."""
     path = f"{world.db}/{connection.FILE_NAME}"
     if os.path.exists(path):
         cx = sqlite3.connect(path, isolation_level=None, timeout=0)

@@ -1,4 +1,4 @@
-"""The table of tags: it says what the column of each job says, whoever wrote that, and queries start from it."""
+"""The table of tags: it agrees with the column of each job, whichever way that was written, and queries start from it."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_slots_of_ten_thousand_nodes_are_folded_within_seconds(node_file):
     [
         ({"PBS_NUM_PPN": "16"}, 16),  # Torque
         ({"NCPUS": "64"}, 64),  # OpenPBS
-        ({"PBS_NUM_PPN": "1", "NCPUS": "1"}, 0),  # that nobody asked for any
+        ({"PBS_NUM_PPN": "1", "NCPUS": "1"}, 0),  # none of them was asked for
         ({"NCPUS": "many"}, 0),
         ({}, 0),
     ],

@@ -62,7 +62,7 @@ ROOMS = (
     Room(9, "command line", ("cli",)),
 )  # fmt: skip
 
-#: Packages whose own __init__ anybody may import: it holds nothing.
+#: Packages whose own __init__ any module may import: it holds nothing.
 EMPTY = ("", "launcher", "launcher.multinode", "pyapps")
 
 #: What only a few may import; `db` is that module or any below it.
@@ -187,7 +187,7 @@ def test_imports_that_go_up_or_sideways_are_found() -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=ids)
 def test_each_module_imports_only_from_its_room_and_the_floors_below(source: Source) -> None:
     if source.name in EMPTY:
-        assert not own_imports(source), "a package that anybody may import must not import anything"
+        assert not own_imports(source), "a package that any module may import must not import anything"
     else:
         assert faults(source) == []
 

@@ -97,17 +97,13 @@ def _named(word: str) -> list[SiteEntry]:
 
 
 def _exactly(word: str) -> list[SiteEntry]:
-    known = registry.known(gone=True)
-    number = int(word) if word.isdecimal() and len(word) < 20 else 0
-    found = [entry for entry in known if word in (entry.name, entry.address) or entry.number == number > 0]
-    if len(found) > 1:
-        raise AmbiguousSite(f"{len(found)} sites have the name {word!r}:", hint=_choices(found))
+    found = registry.matching(word)
     if found:
-        return found
+        return [found]
     directory = _absolute(word)
     if directories.is_db(directory):
         return [registry.at(directory)]
-    return [entry for entry in known if not entry.is_remote and entry.path == directory]
+    return [entry for entry in registry.known(gone=True) if not entry.is_remote and entry.path == directory]
 
 
 def _absolute(word: str) -> str:
@@ -118,13 +114,8 @@ def _only(found: list[SiteEntry], word: str) -> SiteEntry:
     if not found:
         raise UnknownSite(f"There is no site {word!r}.", hint=registry.hint())
     if len(found) > 1:
-        raise AmbiguousSite(f"More than one site is meant by {word!r}:", hint=_choices(found))
+        raise AmbiguousSite(f"More than one site is meant by {word!r}:", hint=registry.choices(found))
     return found[0]
-
-
-def _choices(entries: list[SiteEntry]) -> str:
-    lines = [f"    {entry.number}  {entry.name}  {entry.address}" for entry in entries]
-    return "\n".join([*lines, "  The number names one of them."])
 
 
 def _active() -> list[SiteEntry]:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -432,16 +432,22 @@ def remember(directory: str) -> None:
     registry.add(directory)
 
 
+def _called(name: str, sites: Iterable[registry.SiteEntry]) -> list[str]:
+    """Return the directories of the sites with that name, or else of those whose directory has it."""
+    local = [entry for entry in sites if not entry.is_remote]
+    by_name = [entry.path for entry in local if entry.name == name]
+    return by_name or [entry.path for entry in local if os.path.basename(entry.path) == name]
+
+
 def _known_as(name: str, directory: str) -> str:
     """Return the known DB with exactly that name, or directory name. Raises NotABalsamDB, InputError (ambiguous)."""
-    sites = [entry for entry in registry.known() if not entry.is_remote]
-    for names in ([entry.name for entry in sites], [os.path.basename(entry.path) for entry in sites]):
-        found = [entry.path for entry, known in zip(sites, names) if known == name]
-        if len(found) > 1:
-            raise InputError(f"--db {name} is the name of several DBs.", hint="\n".join(f"    {path}" for path in found))
-        if found:
-            return found[0]
-    meant = did_you_mean(name, [entry.name for entry in sites])
+    sites = registry.known()
+    found = _called(name, sites)
+    if len(found) > 1:
+        raise InputError(f"--db {name} is the name of several DBs.", hint="\n".join(f"    {path}" for path in found))
+    if found:
+        return found[0]
+    meant = did_you_mean(name, [entry.name for entry in sites if not entry.is_remote])
     raise NotABalsamDB(
         f"{directory} holds no Balsam DB, and no known DB has the name {name!r} (from --db).{meant}",
         hint="`balsam which --list` shows the known ones; `balsam init PATH` creates one.",
@@ -461,11 +467,10 @@ def resolve(name: str) -> str:
         raise NotABalsamDB(f"No Balsam DB found in dir {path}", hint=f"`balsam init {name}` creates one.")
     sites = registry.known()
     known = [entry.path for entry in sites if not entry.is_remote]
-    by_name = [entry.path for entry in sites if entry.name == name and not entry.is_remote]
-    distant = next((entry for entry in sites if entry.name == name and entry.is_remote), None)
-    if distant and not by_name:
-        raise InputError(f"{name} is on {distant.host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
-    matches = by_name or [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
+    named = [entry for entry in sites if entry.name == name]
+    if named and all(entry.is_remote for entry in named):
+        raise InputError(f"{name} is on {named[0].host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
+    matches = _called(name, sites) or [path for path in known if name in path]
     if len(matches) == 1:
         return matches[0]
     listed = "\n".join(f"    {path}" for path in matches or known) or "    (none)"

@@ -104,22 +104,35 @@ def at(path: str) -> SiteEntry:
     return SiteEntry(0, os.path.basename(directory) or directory, directory)
 
 
-def named(name: str) -> SiteEntry:
-    """Return the site with exactly that name, or with that number.
+def matching(word: str) -> SiteEntry | None:
+    """Return the site with exactly that name or address, or with that number; None if there is none.
 
     Raises:
-        UnknownSite: there is none; the known ones are listed. AmbiguousSite: an imported file has two of that name.
-        BalsamError: the file cannot be read.
+        AmbiguousSite: an imported file has two of that name. BalsamError: the file cannot be read.
     """
-    entries = known(gone=True)
-    number = int(name) if name.isdecimal() and len(name) < 20 else 0
-    found = [entry for entry in entries if entry.name == name or entry.number == number > 0]
+    number = int(word) if word.isdecimal() and len(word) < 20 else 0
+    found = [entry for entry in known(gone=True) if word in (entry.name, entry.address) or entry.number == number > 0]
     if len(found) > 1:
-        listed = "\n".join(f"    {entry.number}  {entry.address}" for entry in found)
-        raise AmbiguousSite(f"{len(found)} sites have the name {name!r}; the number names one of them:", hint=listed)
-    if found:
-        return found[0]
-    raise UnknownSite(f"There is no site {name!r}.", hint=hint())
+        raise AmbiguousSite(f"{len(found)} sites have the name {word!r}:", hint=choices(found))
+    return found[0] if found else None
+
+
+def named(name: str) -> SiteEntry:
+    """Return the site that `matching` finds.
+
+    Raises:
+        UnknownSite: there is none; the known ones are listed. AmbiguousSite, BalsamError: as `matching`.
+    """
+    found = matching(name)
+    if found is None:
+        raise UnknownSite(f"There is no site {name!r}.", hint=hint())
+    return found
+
+
+def choices(entries: Iterable[SiteEntry]) -> str:
+    """Return the hint for a word that could mean each of these sites."""
+    lines = [f"    {entry.number}  {entry.name}  {entry.address}" for entry in entries]
+    return "\n".join([*lines, "  The number names one of them."])
 
 
 def hint() -> str:

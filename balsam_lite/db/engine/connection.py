@@ -78,6 +78,8 @@ _separated: set[str] = set()
 class _Connection(sqlite3.Connection):
     """A connection, with the process and the thread that may close it."""
 
+    is_open = False
+
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.owner = (os.getpid(), threading.get_ident())
@@ -94,6 +96,13 @@ class _Connection(sqlite3.Connection):
             import shutil
 
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __del__(self) -> None:
+        """Close the connection of a Database that was dropped: Python 3.13 warns of one that is left open."""
+        if self.is_open and self.owner == (os.getpid(), threading.get_ident()):
+            self.close()
+        elif sys.version_info >= (3, 13):
+            super().__del__()  # type: ignore[misc]  # it closes for any thread
 
 
 #: Number of write transactions that this process has committed.
@@ -468,7 +477,7 @@ class Database:
 
     def _await_own_threads(self) -> None:
         """Raise sqlite3.OperationalError while a thread has an open `-shm` that was removed: a new connection would use it."""
-        if self._is_open_here():
+        if self.path in _separated and self._is_open_here():  # else another thread has waited, and opened the new one
             raise sqlite3.OperationalError("the WAL is locked: another thread has it open")
         _separated.discard(self.path)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -923,3 +924,23 @@ def test_no_new_db_has_a_line_break_in_its_path_but_one_that_has_can_be_used(tmp
     directories.create(str(tmp_path / "one"))
     os.rename(tmp_path / "one", tmp_path / "two\nlines")
     assert directories.create(f"{tmp_path}/two\nlines").directory == f"{tmp_path}/two\nlines"
+
+
+def test_a_transaction_that_fails_before_its_first_statement_leaves_no_lock(tmp_path: Path) -> None:
+    db = directories.create(str(tmp_path / "db"))
+    with db.read() as cx:
+        pass
+
+    def deny(action: int, table: str | None, *_: object) -> int:
+        return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_READ, "lease") else sqlite3.SQLITE_OK
+
+    cx.set_authorizer(deny)
+    with pytest.raises(DatabaseError), db.write():
+        pass
+    cx.set_authorizer(None)
+    with closing(sqlite3.connect(db.path, timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    with db.write() as cx:
+        cx.execute("DELETE FROM job")
+    db.close()

@@ -236,10 +236,10 @@ class Database:
                     f"The DB {self.directory} cannot be written: you can only read it", hint="See the directory's permissions."
                 )
             cx = self._patiently(self._begin, "BEGIN IMMEDIATE")
-            if not thread.has_chosen:
-                self._choose_checkpoints(cx)
             thread.transaction = "write"
             try:
+                if not thread.has_chosen:
+                    self._choose_checkpoints(cx)
                 yield cx
                 self._refuse_if_lost()
                 cx.execute("COMMIT")
@@ -654,14 +654,13 @@ class Database:
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
         """Set whether commits of this connection move the WAL into the file: not while a launcher or the service lives."""
+        if self.access == filesystem.LOCAL and not self._is_upgrading:
+            mine = self._keeps_checkpoints
+            if mine is None:
+                query = f"SELECT 1 FROM lease WHERE closed IS NULL AND {AT_WORK} LIMIT 1"
+                mine = cx.execute(query).fetchone() is None
+            cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
         self._thread().has_chosen = True
-        if self.access != filesystem.LOCAL or self._is_upgrading:
-            return
-        mine = self._keeps_checkpoints
-        if mine is None:
-            query = f"SELECT 1 FROM lease WHERE closed IS NULL AND {AT_WORK} LIMIT 1"
-            mine = cx.execute(query).fetchone() is None
-        cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
     def _begin(self, statement: str) -> sqlite3.Connection:
         """Begin a transaction with that statement; return the connection, which may be a new one."""

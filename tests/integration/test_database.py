@@ -944,3 +944,36 @@ def test_a_transaction_that_fails_before_its_first_statement_leaves_no_lock(tmp_
     with db.write() as cx:
         cx.execute("DELETE FROM job")
     db.close()
+
+
+def test_threads_open_and_close_dbs_while_others_look_whether_they_are_open(tmp_path: Path) -> None:
+    first, *paths = [directories.create(str(tmp_path / f"db{number}")).directory for number in range(4)]
+    kept = [directories.open_database(first) for _ in range(150)]  # they make the look take long
+    for one in kept:
+        with one.read():
+            pass
+    failed: list[BaseException] = []
+
+    def work(path: str) -> None:
+        try:
+            for _ in range(250):
+                db = directories.open_database(path)
+                with db.read() as cx:
+                    cx.execute("SELECT count(*) FROM job").fetchone()
+                db.close()
+        except BaseException as exc:  # noqa: BLE001
+            failed.append(exc)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+        for one in kept:
+            one.close()
+    assert not failed

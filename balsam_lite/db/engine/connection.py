@@ -69,8 +69,8 @@ _UNNOTICED_S = 10.0
 _of_the_parent: list[sqlite3.Connection] = []
 
 
-#: The open connections of this process, to be closed at its end.
-_open_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+#: The open connections of this process by their ids, to be closed at its end. Not a WeakSet: threads change it meanwhile.
+_open_connections: dict[int, weakref.ref[_Connection]] = {}
 #: DBs whose `-shm` was removed while threads of this process had it open.
 _separated: set[str] = set()
 
@@ -87,11 +87,12 @@ class _Connection(sqlite3.Connection):
         self.path = ""  # of the database
         self.is_open = True
         _close_at_exit()
-        _open_connections.add(self)
+        _open_connections[id(self)] = weakref.ref(self)
 
     def close(self) -> None:
         super().close()
         self.is_open = False
+        _open_connections.pop(id(self), None)
         if self.folder:
             import shutil
 
@@ -101,8 +102,16 @@ class _Connection(sqlite3.Connection):
         """Close the connection of a Database that was dropped: Python 3.13 warns of one that is left open."""
         if self.is_open and self.owner == (os.getpid(), threading.get_ident()):
             self.close()
-        elif sys.version_info >= (3, 13):
+            return
+        _open_connections.pop(id(self), None)
+        if sys.version_info >= (3, 13):
             super().__del__()  # type: ignore[misc]  # it closes for any thread
+
+
+def open_connections() -> list[_Connection]:
+    """Return the connections that this process has open, in any thread."""
+    found = (reference() for reference in list(_open_connections.values()))  # list() of it is one step for other threads
+    return [cx for cx in found if cx is not None]
 
 
 #: Number of write transactions that this process has committed.
@@ -119,7 +128,7 @@ def close_all() -> None:
 
     Called when the process ends: SQLite does not do so by itself, and the newest commits would be only in the WAL.
     """
-    for cx in list(_open_connections):
+    for cx in open_connections():
         if cx.owner == (os.getpid(), threading.get_ident()):
             try:
                 cx.close()
@@ -473,7 +482,7 @@ class Database:
         )
 
     def _is_open_here(self) -> bool:
-        return any(one.is_open and one.path == self.path and one.owner[0] == os.getpid() for one in _open_connections)
+        return any(one.is_open and one.path == self.path and one.owner[0] == os.getpid() for one in open_connections())
 
     def _await_own_threads(self) -> None:
         """Raise sqlite3.OperationalError while a thread has an open `-shm` that was removed: a new connection would use it."""

@@ -174,6 +174,24 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
         "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
     ),
+    (  # the record of runs
+        """CREATE TABLE run (
+    job INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    lease INTEGER,
+    nodes TEXT NOT NULL DEFAULT '',
+    gpus TEXT NOT NULL DEFAULT '',
+    cpus TEXT NOT NULL DEFAULT '',
+    started INTEGER,
+    ended INTEGER,
+    return_code INTEGER,
+    user_us INTEGER,
+    system_us INTEGER,
+    max_memory INTEGER,
+    cause TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (job, attempt)
+) WITHOUT ROWID""",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core import field_specs, states
 
-VERSION = 6
+VERSION = 7
 
 _SQL_TYPE = {
     "count": "INTEGER",
@@ -146,6 +146,24 @@ TABLES = (
     SELECT id AS job, 0 AS id, created AS time, '' AS from_state, 'CREATED' AS to_state, origin AS message, NULL AS data
     FROM job
     UNION ALL SELECT job, id, time, from_state, to_state, message, data FROM event""",
+    # One row per attempt. `nodes` are names as a compressed list, a share of this host is HOST/2. Times are microseconds UTC,
+    # `return_code` is negative for a signal, CPU times are microseconds, `max_memory` is bytes. NULL: unknown, or not over.
+    """CREATE TABLE run (
+    job INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    lease INTEGER,
+    nodes TEXT NOT NULL DEFAULT '',
+    gpus TEXT NOT NULL DEFAULT '',
+    cpus TEXT NOT NULL DEFAULT '',
+    started INTEGER,
+    ended INTEGER,
+    return_code INTEGER,
+    user_us INTEGER,
+    system_us INTEGER,
+    max_memory INTEGER,
+    cause TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (job, attempt)
+) WITHOUT ROWID""",
     # One row per launcher or service, kept forever; AUTOINCREMENT, so that no number is used twice.
     """CREATE TABLE lease (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

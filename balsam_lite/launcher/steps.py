@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..core import field_specs, job_files, states
+from ..core import causes, field_specs, job_files, states
 from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
@@ -60,7 +60,11 @@ class _Interrupted(Exception):
 
 
 class StepFailed(LaunchError):
-    """The step failed; the message is for the job's history."""
+    """The step failed; the message is for the job's history, the `cause` is one of few texts (see `core.causes`)."""
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class _Stop(NamedTuple):
@@ -77,6 +81,7 @@ class StepTask:
         self.inbox: SimpleQueue[Answer | _Stop] = SimpleQueue()
         self.reached: list[str] = []
         self.note = ""  # on its success, for the job's history
+        self.part = "step"  # what it does now, in the cause of its failure
         self.stop: _Stop | None = None
         self.ran_s = 0.0  # how long its programs ran
 
@@ -134,7 +139,8 @@ class Steps:
                 threading.Thread(target=self._work, name="step", daemon=True).start()
             except RuntimeError as exc:
                 if not self._threads:
-                    self._ended.append(StepEnd(claim, (), "", True, self._machine.trouble_behind(exc)))
+                    trouble = self._machine.trouble_behind(exc)
+                    self._ended.append(StepEnd(claim, (), interrupted=True, trouble=trouble))
                     self._wake()
                     return
             else:
@@ -201,7 +207,7 @@ class Steps:
             self._wake()
 
     def _end_of(self, task: StepTask) -> StepEnd:
-        failure, interrupted, is_death, trouble = "", False, False, None
+        failure, cause, interrupted, is_death, trouble = "", "", False, False, None
         try:
             if task.stop:
                 raise _Interrupted
@@ -216,14 +222,15 @@ class Steps:
             trouble = self._machine.trouble_behind(exc)
             if isinstance(exc, LaunchError):
                 failure, interrupted = str(exc), task.stop is not None
+                cause = getattr(exc, "cause", "") or _cause_in(task.part, str(exc))
                 reason = "" if trouble or interrupted else self._machine.why_data_fails()
                 trouble = MachineTrouble(reason) if reason else trouble
             elif trouble is None:
                 log.exception("Job %s: unexpected error in its %s step.", task.claim.label, task.claim.state)
-                failure = f"Unexpected {type(exc).__name__}: {exc}"
+                failure, cause = f"Unexpected {type(exc).__name__}: {exc}", f"{task.part}: unexpected {type(exc).__name__}"
             if trouble is not None:  # the machine's: the step is done again
                 failure, interrupted = "", True
-        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble, task.note, is_death=is_death)
+        return StepEnd(task.claim, tuple(task.reached), failure, cause, interrupted, trouble, task.note, is_death=is_death)
 
     def _make_directory(self, directory: str) -> None:
         trouble = self._machine.data_trouble()
@@ -240,6 +247,7 @@ class Steps:
         if claim.stage_in_url and claim.state != states.STAGED_IN:
             from .staging import transfers
 
+            task.part = "stage-in"
             transfers.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
             task.reached.append(states.STAGED_IN)
         if claim.preprocess:
@@ -262,6 +270,7 @@ class Steps:
 
             directory = invocation.workdir(claim, self._context)
             run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
+            task.part = "stage-out"
             done = transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
             if done.unmatched:
                 task.note = f"Nothing to stage out matches {', '.join(map(shown, done.unmatched))}"
@@ -269,6 +278,7 @@ class Steps:
 
     def _script(self, task: StepTask, kind: str, command: str) -> None:
         """Run a script of the job's application, and raise unless it exits with 0."""
+        task.part = kind
         directory = invocation.workdir(task.claim, self._context)
         try:
             argv = field_specs.split_command(command)
@@ -286,13 +296,13 @@ class Steps:
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
             words = tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:
-            raise StepFailed(f"The {kind} script {called}: {exc}") from exc
+            raise StepFailed(f"The {kind} script {called}: {exc}", causes.of_message(kind, str(exc))) from exc
         finally:
             if output != f"{kind}.log":
                 with suppress(OSError):
                     os.unlink(f"{directory}/{output}")
         if code:
-            raise StepFailed(f"The {kind} script {called}: {reason(code)}: {words}")
+            raise StepFailed(f"The {kind} script {called}: {reason(code)}: {words}", f"{kind}: {causes.of_exit(code)}")
 
     def _runner_of(self, task: StepTask) -> Run:
         """Return the function by which `staging` starts a program for that task."""
@@ -362,6 +372,10 @@ class Steps:
 
     def _end_run(self, task: StepTask, grace_s: float) -> None:
         end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
+
+
+def _cause_in(part: str, message: str) -> str:
+    return f"{part} failed" if part.startswith("stage-") else causes.of_message(part, message)
 
 
 def _handler(claim: Claim) -> tuple[str, str]:

@@ -89,6 +89,9 @@ def test_the_findings_are_told_as_json(db: Database) -> None:
         ("UPDATE state_count SET jobs = 7 WHERE state = 'FAILED'", "wrong for 1 state(s)"),
         ("UPDATE state_count SET jobs = 29 WHERE state = 'CREATED'", "wrong for 2 state(s)"),
         ("DELETE FROM state_count WHERE state = 'CREATED'", "wrong for 1 state(s)"),
+        ("UPDATE workflow_count SET jobs = jobs + 1", "wrong for 2 state(s) of workflows"),
+        ("INSERT INTO failure (cause, jobs) VALUES ('exit code 1', 1)", "wrong for 1 cause(s)"),
+        ("UPDATE job SET state = 'FAILED' WHERE id = 3", "1 job(s) have a cause of failure but are not FAILED"),
     ],
 )
 def test_rows_that_contradict_each_other_are_wrong(db: Database, statement: str, said: str) -> None:

@@ -226,6 +226,8 @@ def dump(db):
             cx.execute("SELECT job, from_state, to_state, message FROM event ORDER BY job, id").fetchall(),
             cx.execute("SELECT key, value, job FROM job_tag JOIN tag ON tag.id = tag").fetchall(),
             cx.execute("SELECT * FROM state_count").fetchall(),
+            cx.execute("SELECT * FROM workflow_count").fetchall(),
+            cx.execute("SELECT * FROM hidden_count").fetchall(),
             cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'job'").fetchall(),
         ]
 

@@ -54,8 +54,7 @@ def chain(db):
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'JOB_FINISHED', unfinished_parents = 0")
         cx.execute("INSERT INTO event (job, time, from_state, to_state) SELECT id, 1, 'CREATED', 'JOB_FINISHED' FROM job")
-        cx.execute("UPDATE state_count SET jobs = 0")
-        cx.execute("UPDATE state_count SET jobs = ? WHERE state = 'JOB_FINISHED'", (JOBS,))
+        transitions.recount(cx)
     return jobs
 
 
@@ -364,7 +363,7 @@ def test_a_recursive_kill_shows_how_far_it_is(db, monkeypatch):
     jobs = chain(db)
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'CREATED'")
-        cx.execute("UPDATE state_count SET jobs = CASE state WHEN 'CREATED' THEN ? ELSE 0 END", (JOBS,))
+        transitions.recount(cx)
     shown = io.StringIO()
     shown.isatty = lambda: True
     monkeypatch.setenv("BALSAM_DB_PATH", db.directory)

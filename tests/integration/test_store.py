@@ -711,6 +711,11 @@ class StoreMachine(RuleBasedStateMachine):
         user_actions.update_fields(self.db, [self.job(job)], {"run_when": run_when, "wait_for_parents": waits})
 
     @precondition(lambda self: self.jobs)
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=3), workflow=st.sampled_from(["", "one", "two"]))
+    def move(self, jobs, workflow):
+        user_actions.update_fields(self.db, sorted({self.job(job) for job in jobs}), {"workflow": workflow})
+
+    @precondition(lambda self: self.jobs)
     @rule(job=JOBS, recursive=st.booleans())
     def kill(self, job, recursive):
         user_actions.kill(self.db, [self.job(job)], recursive=recursive)
@@ -780,6 +785,12 @@ class StoreMachine(RuleBasedStateMachine):
                     )
             counted = dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"))
             assert select.count_states(cx) == counted
+            by_workflow = f"SELECT workflow, state, count(*) FROM job WHERE {VISIBLE} GROUP BY 1, 2 ORDER BY 1, 2"
+            assert cx.execute("SELECT * FROM workflow_count").fetchall() == cx.execute(by_workflow).fetchall()
+            failures = dict(cx.execute(f"SELECT failure, count(*) FROM job WHERE {VISIBLE} AND failure > 0 GROUP BY 1"))
+            assert dict(cx.execute("SELECT id, jobs FROM failure WHERE jobs <> 0")) == failures
+            assert cx.execute("SELECT id FROM job WHERE (state = 'FAILED') <> (failure IS NOT NULL)").fetchall() == []
+            assert cx.execute("SELECT cause FROM failure WHERE cause = 'unknown'").fetchall() == []
             hidden_ones = cx.execute(f"SELECT attempt, lease FROM job WHERE NOT {VISIBLE}").fetchall()
             assert set(hidden_ones) <= {(0, None)}
             for job, count in cx.execute("SELECT id, unfinished_parents FROM job"):
@@ -813,7 +824,7 @@ def step_end(claim: claims.Claim) -> steps.StepEnd:
     if claim.state in states.UNPREPARED_STATES:
         return steps.StepEnd(claim, ("PREPROCESSED",))
     if claim.state in (states.RUN_ERROR, states.RUN_TIMEOUT):
-        return steps.StepEnd(claim, (), "no handler")
+        return steps.StepEnd(claim, (), "no handler", "no handler")
     return steps.StepEnd(claim, ("POSTPROCESSED", "JOB_FINISHED") if claim.state == "RUN_DONE" else ("JOB_FINISHED",))
 
 

@@ -56,6 +56,7 @@ class Rule(NamedTuple):
 
 _HELD = "job.lease IS NOT NULL"
 _COUNTS = f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"
+_COUNTS_BY_WORKFLOW = f"SELECT workflow, state, count(*) FROM job WHERE {VISIBLE} GROUP BY workflow, state"
 _RULES = (
     Rule(
         f"SELECT count(*) FROM job WHERE {_HELD} AND lease NOT IN (SELECT id FROM lease WHERE closed IS NULL)",
@@ -94,7 +95,23 @@ _RULES = (
         f"""SELECT count(*) FROM (
             SELECT state, jobs FROM state_count WHERE jobs <> 0 EXCEPT {_COUNTS}
             UNION ALL SELECT * FROM ({_COUNTS} EXCEPT SELECT state, jobs FROM state_count WHERE jobs <> 0))""",
-        "the number of jobs is wrong for {} state(s) in `balsam ls --by-states`.",
+        "the number of jobs is wrong for {} state(s) in `balsam ls --by-states`; `balsam db vacuum` counts them anew.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM (
+            SELECT workflow, state, jobs FROM workflow_count EXCEPT {_COUNTS_BY_WORKFLOW}
+            UNION ALL SELECT * FROM ({_COUNTS_BY_WORKFLOW} EXCEPT SELECT workflow, state, jobs FROM workflow_count))""",
+        "the number of jobs is wrong for {} state(s) of workflows in `balsam status`; `balsam db vacuum` counts them anew.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM failure
+            WHERE jobs <> (SELECT count(*) FROM job WHERE job.failure = failure.id AND {VISIBLE})""",
+        "the number of failed jobs is wrong for {} cause(s) in `balsam status`; `balsam db vacuum` counts them anew.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM job WHERE (state = '{states.FAILED}') <> (failure IS NOT NULL)
+            OR failure IS NOT NULL AND failure NOT IN (SELECT id FROM failure)""",
+        "{} job(s) have a cause of failure but are not FAILED, or are FAILED without one.",
     ),
 )
 

@@ -16,7 +16,7 @@ from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from ..query import select
-from ..store import leases, pieces, tags
+from ..store import leases, pieces, tags, transitions
 from ..store.leases import watch_the_doubtful
 from . import binding, connection, directories, filesystem, migrations, sqlite_errors
 from .connection import Database
@@ -107,7 +107,7 @@ class Vacuumed(NamedTuple):
 
 
 def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
-    """Rewrite the database without its free pages, after correcting wrong entries of the tag index.
+    """Rewrite the database without its free pages, after correcting wrong entries of the tag index and counting all jobs anew.
 
     No other process can write meanwhile, and a launcher cannot even send its heartbeat: after a long time others would take it
     for dead. So the call is refused while a launcher or a service is active, unless `force` confirms that it will be short. The
@@ -131,6 +131,7 @@ def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
             fixed = tags.differing(cx)
             if fixed:
                 tags.note_anew(cx)
+            transitions.recount(cx)
         db.execute_outside_transaction("VACUUM")
         if db.access == filesystem.LOCAL:
             db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -59,6 +59,45 @@ _PARENTS_COUNTED_ANEW = (
     "DROP TABLE doomed",
 )
 
+_VISIBLE = "NOT EXISTS (SELECT 1 FROM large_write WHERE job.id BETWEEN large_write.first AND large_write.last)"
+_SIGNALS = " ".join(
+    f"WHEN -{number} THEN ' ({name})'"
+    for number, name in (
+        (1, "SIGHUP"), (2, "SIGINT"), (3, "SIGQUIT"), (4, "SIGILL"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"),
+        (9, "SIGKILL"), (10, "SIGUSR1"), (11, "SIGSEGV"), (12, "SIGUSR2"), (13, "SIGPIPE"), (14, "SIGALRM"), (15, "SIGTERM"),
+        (24, "SIGXCPU"), (25, "SIGXFSZ"), (31, "SIGSYS"),
+    )
+)  # fmt: skip
+_EXIT_CODE = f"""CASE WHEN job.return_code < 0
+    THEN 'signal ' || -job.return_code || CASE job.return_code {_SIGNALS} ELSE '' END
+    WHEN job.return_code > 0 THEN 'exit code ' || job.return_code ELSE 'unknown' END"""
+#: Before version 7 the message of a job's last event was all that told why it failed.
+CAUSES_OF_FAILURES = (
+    "CREATE TEMP TABLE failed (job INTEGER PRIMARY KEY, cause TEXT NOT NULL)",
+    f"""INSERT INTO failed
+        SELECT job.id, CASE
+            WHEN e.message LIKE 'A parent job was removed%' THEN 'parent removed'
+            WHEN e.message LIKE 'A parent was lost%' THEN 'parent lost with a damaged DB'
+            WHEN json_extract(e.data, '$.parent') IS NOT NULL THEN 'parent failed'
+            WHEN e.message LIKE 'Restarted % times already%' THEN 'restart limit'
+            WHEN e.message LIKE 'Its launcher died % times%' THEN 'its launcher died while it ran alone'
+            WHEN e.message LIKE 'User mutated state%' THEN 'set by a user'
+            WHEN e.message LIKE 'The preprocess script %' THEN 'preprocess failed'
+            WHEN e.message LIKE 'The postprocess script %' THEN 'postprocess failed'
+            WHEN e.from_state = 'RUN_TIMEOUT' THEN 'told to stop'
+            WHEN e.from_state = 'RUN_ERROR' THEN {_EXIT_CODE}
+            WHEN e.from_state IN ('CREATED', 'READY') THEN 'stage-in failed'
+            WHEN e.from_state IN ('RUN_DONE', 'POSTPROCESSED') THEN 'stage-out failed'
+            ELSE 'unknown' END
+        FROM job LEFT JOIN event e ON e.id = (SELECT max(id) FROM event WHERE event.job = job.id)
+        WHERE job.state = 'FAILED' AND job.failure IS NULL""",
+    "INSERT OR IGNORE INTO failure (cause, jobs) SELECT DISTINCT cause, 0 FROM failed ORDER BY cause",
+    """UPDATE job SET failure = (SELECT failure.id FROM failed JOIN failure USING (cause) WHERE failed.job = job.id)
+        WHERE id IN (SELECT job FROM failed)""",
+    f"UPDATE failure SET jobs = (SELECT count(*) FROM job WHERE job.failure = failure.id AND {_VISIBLE})",
+    "DROP TABLE failed",
+)
+
 #: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` changes later, these steps do not.
 STEPS: tuple[tuple[str, ...], ...] = (
     (  # retries; jobs to be prepared have a separate index
@@ -174,7 +213,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
         "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
     ),
-    (  # the record of runs
+    (  # the record of runs; jobs counted by workflow; causes of failures
         """CREATE TABLE run (
     job INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
@@ -191,6 +230,28 @@ STEPS: tuple[tuple[str, ...], ...] = (
     cause TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (job, attempt)
 ) WITHOUT ROWID""",
+        """CREATE TABLE workflow_count (
+    workflow TEXT NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    PRIMARY KEY (workflow, state)
+) WITHOUT ROWID""",
+        """CREATE TABLE hidden_count (
+    large_write INTEGER NOT NULL,
+    workflow TEXT NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    PRIMARY KEY (large_write, workflow, state)
+) WITHOUT ROWID""",
+        "CREATE TABLE failure (id INTEGER PRIMARY KEY, cause TEXT NOT NULL UNIQUE, jobs INTEGER NOT NULL)",
+        "ALTER TABLE job ADD COLUMN failure INTEGER",
+        f"""INSERT INTO workflow_count
+            SELECT workflow, state, count(*) FROM job WHERE {_VISIBLE} GROUP BY workflow, state""",
+        """INSERT INTO hidden_count
+            SELECT w.id, job.workflow, job.state, count(*) FROM large_write w JOIN job ON job.id BETWEEN w.first AND w.last
+            WHERE w.first > 0 GROUP BY w.id, job.workflow, job.state""",
+        *CAUSES_OF_FAILURES,
+        "CREATE INDEX job_failure ON job (failure) WHERE failure IS NOT NULL",
     ),
 )
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ...core import states
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseError, InputError
-from ..store import batch_jobs, claims, graph, tags
+from ..store import batch_jobs, claims, graph, tags, transitions
 from . import connection, directories, migrations, schema, wal
 
 _MAGIC = b"SQLite format 3\0"
@@ -290,8 +290,12 @@ def _decoder(kind: int) -> Callable[[bytes], Any]:
 
 
 #: The tables with row ids, in the order of the report. `tag` and `job_tag` are rebuilt from the jobs.
-_TABLES = ("job", "app", "event", "batch_job", "lease")
-_WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
+_TABLES = ("job", "app", "event", "batch_job", "lease", "failure")
+_WORDS = {
+    "job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease", "failure": "failure cause"
+}  # fmt: skip
+#: Tables that older files lack -> the schema version that brought them.
+_SINCE = {"failure": 7}
 _MAX_RANGES = 8
 _INSERTS = "large_write"
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
@@ -359,11 +363,11 @@ def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]],
     tables: dict[str, SalvagedTable] = {}
     seen: set[int] = set()
     for name in _TABLES:
-        root, columns = plan[name]
+        root, columns = plan.get(name, (0, ()))
         table = tables[name] = SalvagedTable(columns, {}, [], set())
         for leaf in image.leaves(root, table.lost, seen) if root else ():
             _take(image, leaf, name, table)
-    if any(table.lost for table in tables.values()) or not all(plan[name][0] for name in _TABLES):
+    if any(table.lost for table in tables.values()) or not all(plan[name][0] for name in _TABLES if name in plan):
         for leaf in image.stray_leaves(seen):
             name = _table_of(image, leaf, plan)
             if name and _take(image, leaf, name, tables[name], stray=True):
@@ -386,8 +390,9 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
         for row in (row for leaf in leaves for _, row in image.rows(leaf, lost)):
             if len(row) == 5 and isinstance(row[3], int):
                 found[str(row[1])] = (row[3], str(row[4] or ""))
-    names: tuple[str, ...] = (*_TABLES, "dependency", "dependency_child")
     version = image.version if 0 < image.version <= schema.VERSION else schema.VERSION
+    names: tuple[str, ...] = tuple(name for name in _TABLES if _SINCE.get(name, 1) <= version)
+    names = (*names, "dependency", "dependency_child")
     fresh = _fresh(image.page_size)
     if lost or any(name not in found for name in names):
         notes.append("the list of tables is damaged; they were looked for where a new DB has them")
@@ -460,6 +465,8 @@ def _fits(name: str, row: Row, columns: int) -> bool:
         return False
     if name == "job":
         return len(row) > 30 and isinstance(row[1], str) and len(row[1]) == 36 and row[1].count("-") == 4
+    if name == "failure":
+        return len(row) == columns and isinstance(row[1], str) and isinstance(row[2], int)
     if name == "event":
         return len(row) == columns and all(state in states.STATES for state in row[3:5])
     return len(row) > columns - 8 and isinstance(row[1], str)
@@ -468,7 +475,7 @@ def _fits(name: str, row: Row, columns: int) -> bool:
 def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, ...]]]) -> str:
     """Return the table that all rows on that page fit; "" if there is none, or if it is ambiguous."""
     rows = [row for _, row in image.rows(leaf, [])]
-    fitting = [name for name in _TABLES if rows and all(_fits(name, row, len(plan[name][1])) for row in rows)]
+    fitting = [name for name in _TABLES if name in plan and rows and all(_fits(name, row, len(plan[name][1])) for row in rows)]
     if len(fitting) > 1:  # an exact number of columns is the better sign
         fitting = [name for name in fitting if any(len(row) == len(plan[name][1]) for row in rows)]
     return fitting[0] if len(fitting) == 1 else ""
@@ -535,7 +542,10 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: s
     events = cx.execute("DELETE FROM event WHERE job NOT IN (SELECT id FROM job)").rowcount
     if events:
         notes.append(f"{events} event(s) of jobs that are lost were left out")
-    cx.execute("UPDATE state_count SET jobs = (SELECT count(*) FROM job WHERE job.state = state_count.state)")
+    cx.execute("UPDATE job SET failure = NULL WHERE state <> 'FAILED' OR failure NOT IN (SELECT id FROM failure)")
+    for statement in migrations.CAUSES_OF_FAILURES:  # of jobs whose cause is lost, or was not stored yet
+        cx.execute(statement)
+    transitions.recount(cx)
     running = claims.facts_of(cx, f"job.state = '{states.RUNNING}'", ())
     note = "Salvaged from a damaged DB"
     claims.requeue_lost(cx, [(facts, claims.lost_run(facts, note, now_us, has_started=False)) for facts in running], now_us)
@@ -585,7 +595,7 @@ def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> l
     ]
     failed = [pair for pair in failed if pair[0] in set(waiting)]
     graph.recount(cx, jobs)
-    graph.fail(cx, failed, now_us, "A parent was lost with a damaged DB")
+    graph.fail(cx, failed, now_us, graph.PARENT_LOST)
     graph.settle(cx, [job for job in jobs if job not in orphaned or job in waiting], now_us)
     return [f"{len(failed)} job(s) waited for parents that are lost, and are FAILED"] if failed else []
 

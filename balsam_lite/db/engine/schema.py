@@ -69,6 +69,8 @@ OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 UNSETTLED = f"lease IS NULL AND launcher_deaths < {SUSPECT_DEATHS} AND state IN ({sql_list(states.UNSETTLED_STATES)})"
 #: A job whose name could also be a number or a prefix of an id.
 HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
+#: A job that is FAILED; its `failure` is the number of the cause.
+FAILED_FOR_CAUSE = "failure IS NOT NULL"
 #: A job that is planned for a launch.
 RESERVED = "queued_launch_id IS NOT NULL"
 
@@ -121,7 +123,8 @@ TABLES = (
     f"""CREATE TABLE job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL,
-{_columns(field_specs.JOB_FIELDS)}
+{_columns(field_specs.JOB_FIELDS)},
+    failure INTEGER
 )""",
     f"""CREATE TABLE app (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -215,9 +218,25 @@ TABLES = (
     # The tags of all jobs, stored redundantly so that they can be looked up; `store.tags` keeps them in sync with the job.
     "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
     "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
-    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` maintains them, in the transaction
-    # that changes a state; triggers would do so too, but reduce the rate of inserts by 40 %.
+    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `transitions.count` maintains them, in the
+    # transaction that changes a state; triggers would do so too, but reduce the rate of inserts by 40 %.
     "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
+    # The same by workflow; a row with no job is deleted. The jobs of an insert that is not complete are counted apart.
+    """CREATE TABLE workflow_count (
+    workflow TEXT NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    PRIMARY KEY (workflow, state)
+) WITHOUT ROWID""",
+    """CREATE TABLE hidden_count (
+    large_write INTEGER NOT NULL,
+    workflow TEXT NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    PRIMARY KEY (large_write, workflow, state)
+) WITHOUT ROWID""",
+    # The causes of failures (see `core.causes`) and how many jobs are FAILED for each: `job.failure` is a number here.
+    "CREATE TABLE failure (id INTEGER PRIMARY KEY, cause TEXT NOT NULL UNIQUE, jobs INTEGER NOT NULL)",
     *LARGE_WRITES,
 )
 
@@ -246,6 +265,8 @@ INDEXES = (
     "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",
     "CREATE INDEX job_state ON job (state)",
     "CREATE INDEX job_workflow ON job (workflow)",
+    # the jobs that failed for one cause.
+    f"CREATE INDEX job_failure ON job (failure) WHERE {FAILED_FOR_CAUSE}",
     "CREATE INDEX job_queued_launch ON job (queued_launch_id) WHERE queued_launch_id IS NOT NULL",
     "CREATE UNIQUE INDEX app_name ON app (name)",
     "CREATE INDEX dependency_child ON dependency (child, parent)",

@@ -96,6 +96,7 @@ JOB = Table(
         "app_id": Column("(SELECT app.id FROM app WHERE app.name = job.application)", "id"),
         "batch_job_id": Column(BATCH_JOB_OF_JOB, "id"),
         "last_update": Column(LAST_UPDATE, "time"),
+        "failure": Column("(SELECT cause FROM failure WHERE failure.id = job.failure)", "text"),
         "lock": Column("ifnull((SELECT host || ':' || pid FROM lease WHERE lease.id = job.lease), '')", "text"),
     },
     {

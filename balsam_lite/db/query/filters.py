@@ -28,6 +28,7 @@ the other columns get a `+`, which keeps SQLite from their indexes (without stat
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -361,6 +362,9 @@ _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("job", "app_id"): lambda value: Term(
         f"job.application IN (SELECT name FROM app WHERE id IN {_LISTED})", [_numbers(value)]
     ),
+    ("job", "failure"): lambda value: Term(
+        f"job.failure IN (SELECT id FROM failure WHERE cause IN {_LISTED})", [json.dumps(_texts(value))]
+    ),
     ("job", "scheduler_id"): lambda value: _in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS),
     ("event", "data"): _of_event_data,
 }
@@ -442,6 +446,11 @@ class Conditions:
         """
         is_driven = is_ordered or self.is_named or bool(self.tags)
         return self._visible(self._together(is_driven, 0 if self.is_named or is_ordered else 1))
+
+    def on_counts(self) -> Term | None:
+        """Return all conditions as one on rows of `workflow_count AS job`; None if they need more than those have."""
+        term = self._together(False, 0)
+        return term if set(re.findall(r"\bjob\.(\w+)", term.sql)) <= {"workflow", "state"} and not self.tags else None
 
     def along_tag(self) -> Term:
         """Return FROM and WHERE for the jobs that meet the conditions, which include at least one tag.

@@ -225,8 +225,43 @@ def count_states(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, int]
     if only.is_of_states:
         counts = cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0")
         return {state: jobs for state, jobs in counts if only.states is None or state in only.states}
+    if counted := only.on_counts():
+        query = f"SELECT state, sum(jobs) FROM workflow_count AS job WHERE {counted.sql} GROUP BY state"
+        return dict(execute(cx, query, counted.parameters))
     condition, parameters = only.sql()
     return dict(execute(cx, f"SELECT job.state, count(*) FROM job WHERE {condition} GROUP BY +job.state", parameters))
+
+
+def count_workflows(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, dict[str, int]]:
+    """Return workflow -> state -> number of matching jobs. Conditions on workflows and states only read the counters."""
+    only = _conditions(cx, where)
+    if counted := only.on_counts():
+        rows = execute(cx, f"SELECT workflow, state, jobs FROM workflow_count AS job WHERE {counted.sql}", counted.parameters)
+    else:
+        condition, parameters = only.sql()
+        of_jobs = f"SELECT job.workflow, job.state, count(*) FROM job WHERE {condition} GROUP BY +job.workflow, +job.state"
+        rows = execute(cx, of_jobs, parameters)
+    found: dict[str, dict[str, int]] = {}
+    for workflow, state, jobs in rows:
+        found.setdefault(workflow, {})[state] = jobs
+    return found
+
+
+def count_failures(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, int]:
+    """Return cause -> number of matching FAILED jobs, most first. The condition `failure` selects the jobs of a cause.
+
+    Without conditions (or with the state FAILED alone) this reads the counters.
+    """
+    only = _conditions(cx, where)
+    if only.is_of_states:
+        rows = cx.execute("SELECT cause, jobs FROM failure WHERE jobs > 0 ORDER BY jobs DESC, cause").fetchall()
+        return dict(rows) if only.states is None or states.FAILED in only.states else {}
+    condition, parameters = only.sql()
+    by_cause = (
+        f"SELECT job.failure AS number, count(*) AS jobs FROM job WHERE {condition} AND job.failure IS NOT NULL GROUP BY 1"
+    )
+    query = f"SELECT cause, found.jobs FROM ({by_cause}) AS found JOIN failure ON failure.id = number ORDER BY 2 DESC, 1"
+    return dict(execute(cx, query, parameters))
 
 
 # --- new jobs ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-from ...core import field_specs, states
+from ...core import causes, field_specs, states
 from ...core.clock import format_us
 from ...core.parameters import launch_params_of
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
@@ -612,7 +612,10 @@ def _finished(ended: RunResult, outcome: exit_rules.NextStates) -> Transition:
     facts = {"started": ended.started_us, "return_code": ended.return_code or None}
     known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
     data = (f"{{{known}}}",) if known else ()
-    return Transition(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
+    cause = outcome.cause
+    if ended.result == states.RUN_ERROR and ended.started_us is None:
+        cause = causes.of_message(causes.NOT_STARTED, ended.message)
+    return Transition(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data, cause)
 
 
 def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
@@ -654,7 +657,7 @@ def requeue_lost(cx: sqlite3.Connection, lost: Sequence[tuple[exit_rules.JobFact
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
-        moves.append(Transition(facts.job, path, now_us, (outcome.messages[0] or message,), data))
+        moves.append(Transition(facts.job, path, now_us, (outcome.messages[0] or message,), data, outcome.cause))
         columns.append((outcome.restarts, run.start_after, facts.attempt - bool(run.former), int(facts.job in deaths)))
     changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
     apply(cx, moves, states.REAPER, changes, columns)
@@ -668,8 +671,9 @@ def count_step_deaths(cx: sqlite3.Connection, held: Iterable[exit_rules.JobFacts
         cx.execute("UPDATE job SET launcher_deaths = launcher_deaths + 1 WHERE id = ?", (facts.job,))
         deaths = cx.execute("SELECT launcher_deaths FROM job WHERE id = ?", (facts.job,)).fetchone()[0]
         if was_alone and deaths > SUSPECT_DEATHS:
-            reason = exit_rules.after_death(facts, deaths, was_alone).messages[0]
-            failed.append(Transition(facts.job, (facts.state, states.FAILED), now_us, (reason,)))
+            outcome = exit_rules.after_death(facts, deaths, was_alone)
+            path = (facts.state, states.FAILED)
+            failed.append(Transition(facts.job, path, now_us, outcome.messages, cause=outcome.cause))
     apply(cx, failed, states.REAPER, "lease = NULL")
     graph.released(cx, [(m.job, m.path[-1]) for m in failed], now_us)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...core import states
+from ...core import causes, states
 
 UNHANDLED = "Error handling didn't fix job state: marking FAILED"
 
@@ -54,6 +54,7 @@ class NextStates(NamedTuple):
     restarts: int
     retries: int
     needs_step: bool = False  # a script or a copy has to decide what comes after the last state of the path
+    cause: str = ""  # of a path that ends in FAILED, see `core.causes`
 
 
 def result_of(facts: JobFacts, result: str, told_us: int | None) -> str:
@@ -83,7 +84,7 @@ def settle(facts: JobFacts, result: str) -> NextStates:
     handled = facts.has_handle_timeout or (facts.post_timeout_handler and facts.has_postprocess)
     if facts.auto_timeout_retry and not handled:
         return restart(facts, (result,))
-    return _settled(facts, result, states.FAILED, handled)
+    return _settled(facts, result, states.FAILED, handled, causes.TOLD_TO_STOP)
 
 
 def _after_error(facts: JobFacts) -> NextStates:
@@ -95,12 +96,12 @@ def _after_error(facts: JobFacts) -> NextStates:
         note = f"Retry {facts.retries + 1} of {facts.max_retries}"
         return NextStates((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
     handled = facts.has_handle_error or (facts.post_error_handler and facts.has_postprocess)
-    return _settled(facts, states.RUN_ERROR, states.FAILED, handled)
+    return _settled(facts, states.RUN_ERROR, states.FAILED, handled, causes.of_exit(facts.return_code))
 
 
-def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> NextStates:
+def _settled(facts: JobFacts, result: str, end: str, needs_step: object, cause: str = "") -> NextStates:
     path = (result,) if needs_step else (result, end)
-    return NextStates(path, ("",), facts.restarts, facts.retries, bool(needs_step))
+    return NextStates(path, ("",), facts.restarts, facts.retries, bool(needs_step), cause)
 
 
 def _is_retried(facts: JobFacts) -> bool:
@@ -122,7 +123,8 @@ def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> NextStates:
     """
     if was_alone:
         reason = f"Its launcher died {deaths} times while it ran, the last time with no other job beside it"
-        return NextStates((states.RUNNING, states.FAILED), (reason,), facts.restarts, facts.retries)
+        path = (states.RUNNING, states.FAILED)
+        return NextStates(path, (reason,), facts.restarts, facts.retries, cause=causes.LAUNCHER_DIED)
     return NextStates((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
 
 
@@ -130,5 +132,6 @@ def restart(facts: JobFacts, path: tuple[str, ...]) -> NextStates:
     """Return `path` (one state) followed by RESTART_READY, which counts as one restart, or by FAILED at the job's limit."""
     if facts.restarts >= facts.restart_limit:
         reason = f"Restarted {facts.restarts} times already; its restart_limit is {facts.restart_limit}"
-        return NextStates((*path, states.FAILED), (reason,), facts.restarts, facts.retries)
+        path = (*path, states.FAILED)
+        return NextStates(path, (reason,), facts.restarts, facts.retries, cause=causes.RESTART_LIMIT)
     return NextStates((*path, states.RESTART_READY), ("",), facts.restarts + 1, facts.retries)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from ...core import states
+from ...core import causes, states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..engine.schema import VISIBLE, sql_list, visible
 from . import large_writes
@@ -29,7 +29,11 @@ from .transitions import Transition, apply, id_list
 #: Maximum number of jobs that an error names.
 _NAMED = 5
 
+#: Why a child fails: the message of its event -> the cause by which it is counted.
 PARENT_FAILED = "One or more parent jobs failed"
+PARENT_REMOVED = "A parent job was removed from the DB"
+PARENT_LOST = "A parent was lost with a damaged DB"
+_CAUSES = {PARENT_FAILED: causes.PARENT_FAILED, PARENT_REMOVED: causes.PARENT_REMOVED, PARENT_LOST: causes.PARENT_LOST}
 PARENT_UNFINISHED = "A parent has yet to finish"
 
 _UNSTARTED = (states.CREATED, states.AWAITING_PARENTS, states.READY, states.STAGED_IN, states.PREPROCESSED)
@@ -267,7 +271,8 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
         if done > large_writes.MAX_DIRECT_JOBS and reason == PARENT_FAILED:
             large_writes.defer_children(cx, [job for job, _ in failed])
             return
-        moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
+        cause = _CAUSES[reason]
+        moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',), cause) for job, parent in failed]
         apply(cx, moves, states.STEP)
         failed, reason = _propagate(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
 

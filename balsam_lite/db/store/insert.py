@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
-from operator import length_hint
+from operator import itemgetter, length_hint
 from typing import IO, Any, Callable, NamedTuple, Union
 from uuid import UUID
 
@@ -70,6 +70,14 @@ class _Chunk(NamedTuple):
     claimed: list[int]  # positions in `rows` of jobs whose working directory, which was given, must not be another job's
     number: int  # of the first row, counted from 1 over all chunks
     ids_are_given: bool  # by the user
+
+    @property
+    def counts(self) -> Counter[tuple[str, str]]:
+        """The number of its jobs by (workflow, state)."""
+        if "workflow" not in self.columns:
+            return Counter({("", states.CREATED): len(self.rows)})
+        found = Counter(map(itemgetter(self.columns.index("workflow")), self.rows))
+        return Counter({(workflow, states.CREATED): jobs for workflow, jobs in found.items()})
 
     def part(self, start: int, stop: int) -> _Chunk:
         """Return the chunk of some of its rows."""
@@ -359,18 +367,20 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     before = large_writes.last_number(cx)
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
+    new: Counter[tuple[str, str]] = Counter()
     for chunk in spool.chunks():
         first = large_writes.last_number(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
         _add_tags(tagger, chunk, first)
+        new += chunk.counts
         _report(progress, len(chunk.rows))
     added = Added(before + 1, large_writes.last_number(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
-    transitions.count(cx, Counter({(None, states.CREATED): added.number}))
-    new = _pairs(edges, known, added.first)
-    if new:
-        graph.add_edges(cx, new, SystemClock.now_us())
+    transitions.count(cx, new)
+    pairs = _pairs(edges, known, added.first)
+    if pairs:
+        graph.add_edges(cx, pairs, SystemClock.now_us())
     _add_to_known(cx, edges, known, added.first)
     return added
 
@@ -469,6 +479,7 @@ class Insertion:
         first = self._hidden.first + part.number - 1
         self._renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, part, first).items())
         _add_tags(Tagger(cx), part, first)  # a new one, as others may have removed tags since the last piece
+        large_writes.count_hidden(cx, self._hidden.write, part.counts)
         self._written += len(part.rows)
         _report(self._progress, len(part.rows))
 
@@ -489,8 +500,7 @@ class Insertion:
             pieces.failpoint("before-piece")
             large_writes.touch(cx, self._hidden.write, self._written)
             _check_apps(cx, self._spool.applications)
-            states_of_new = large_writes.unhide(cx, self._hidden.write)
-            transitions.count(cx, Counter({(None, state): jobs for state, jobs in states_of_new.items()}))
+            transitions.count(cx, large_writes.unhide(cx, self._hidden))
             _add_to_known(cx, self._edges, self._known, self._hidden.first)
         pieces.failpoint("after-piece")
         return Added(self._hidden.first, self._spool.rows, self._renamed)

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...core import field_specs, states
+from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
 from . import claims, exit_rules, graph, large_writes, tags
-from .transitions import Transition, apply, count, id_list
+from .transitions import Transition, apply, count, counts_of, id_list, uncount
 
 #: States from which a job will run, now or later.
 _RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
@@ -66,7 +66,9 @@ def set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation
         if lease is not None or old == states.RUNNING:
             raise held_error(old, lease, job_id, name)
     moves = [
-        Transition(row[0], (row[1], state), when, (annotation.message or annotation.by,), (annotation.data,))
+        Transition(
+            row[0], (row[1], state), when, (annotation.message or annotation.by,), (annotation.data,), causes.SET_BY_USER
+        )
         for row in others
         if row[1] != state
     ]
@@ -93,16 +95,19 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annot
     if state not in states.targets(old, states.HOOK):
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
     message = annotation.message or f"Set by the {hook.kind} script"
-    moves, column = [Transition(job, (old, state), now, (message,), (annotation.data,))], ""
+    cause = f"set by the {hook.kind} script"
+    moves, column = [Transition(job, (old, state), now, (message,), (annotation.data,), cause)], ""
     if _goes_back(old, state):
         (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
         outcome = exit_rules.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
         if outcome.path[-1] == states.FAILED:
-            state, moves = states.FAILED, [Transition(job, outcome.path, now, outcome.messages, (annotation.data,))]
+            state, data = states.FAILED, (annotation.data,)
+            moves = [Transition(job, outcome.path, now, outcome.messages, data, outcome.cause)]
     elif state in states.UNSETTLED_STATES and _was_handled(cx, job, state):
         reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so again"
-        state, moves = states.FAILED, [Transition(job, (old, states.FAILED), now, (reason,), (annotation.data,))]
+        state, path = states.FAILED, (old, states.FAILED)
+        moves = [Transition(job, path, now, (reason,), (annotation.data,), causes.REPEATED)]
     apply(cx, moves, states.HOOK, column)
     return 1
 
@@ -149,6 +154,13 @@ def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int
         tags.remove(cx, "job.id IN (SELECT value FROM json_each(?))", (listed,))
         known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
         tags.Tagger(cx).add((number, stored["tags"]) for (number,) in known)
+    if "workflow" in stored:
+        before_it = counts_of(cx, "SELECT value FROM json_each(?)", (listed,))
+        moved = Counter({(stored["workflow"], state): 0 for _, state in before_it})
+        for (_, state), number in before_it.items():
+            moved[stored["workflow"], state] += number
+        moved.subtract(before_it)
+        count(cx, moved)
     changed = cx.execute(sql, (*stored.values(), listed)).rowcount
     if not stored.keys().isdisjoint(("run_when", "wait_for_parents")):
         graph.recount(cx, jobs)
@@ -201,15 +213,11 @@ def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
     if not force:
         refuse_in_use(cx)
     _leave_children(cx)
-    states_of_doomed = "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
-    gone: Counter[tuple[str | None, str | None]] = Counter()
-    for state, number in cx.execute(states_of_doomed):
-        gone[state, None] = number
+    gone = uncount(cx, "SELECT id FROM doomed")
     tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
-    count(cx, gone)
-    return sum(gone.values())
+    return gone
 
 
 def refuse_in_use(cx: sqlite3.Connection) -> None:
@@ -248,7 +256,7 @@ def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
                     OR child.run_when = 'any_finished' AND NOT EXISTS ({others})) GROUP BY child.id""",
         (id_list(stay),),
     ).fetchall()
-    graph.fail(cx, failed, now, "A parent job was removed from the DB")
+    graph.fail(cx, failed, now, graph.PARENT_REMOVED)
     edges = "child IN (SELECT value FROM json_each(?)) AND parent IN (SELECT id FROM doomed)"
     cx.execute(f"DELETE FROM dependency WHERE {edges}", (id_list(stay),))
     graph.recount(cx, stay)

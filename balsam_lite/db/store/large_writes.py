@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...core import states
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseError
 from ...core.process_table import Holder
@@ -163,9 +161,9 @@ def hide(cx: sqlite3.Connection, jobs: int) -> HiddenRange:
     if not cx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'job'", (last,)).rowcount:
         cx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job', ?)", (last,))
     write = cx.execute(
-        """INSERT INTO large_write (host, pid_namespace, pid, started, touched, total, counted, first, last)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (*Holder.current(), SystemClock.now_us(), jobs, json.dumps({states.CREATED: jobs}), first, last),
+        """INSERT INTO large_write (host, pid_namespace, pid, started, touched, total, first, last)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (*Holder.current(), SystemClock.now_us(), jobs, first, last),
     ).lastrowid
     assert write is not None
     return HiddenRange(write, first, last)
@@ -181,26 +179,28 @@ def touch(cx: sqlite3.Connection, write: int, done: int) -> None:
         )
 
 
-def count_hidden(cx: sqlite3.Connection, moved: Mapping[int, tuple[str, str]], among: list[HiddenRange]) -> None:
-    """Count changes of state, given as job -> (source, target), of jobs in these ranges."""
-    for write, first, last in among:
-        change: Counter[str] = Counter()
-        for job, (source, target) in moved.items():
-            if first <= job <= last:
-                change[source] -= 1
-                change[target] += 1
-        if change:
-            (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (write,)).fetchone()
-            change.update(json.loads(text))
-            cx.execute("UPDATE large_write SET counted = ? WHERE id = ?", (json.dumps(change), write))
+def count_hidden(cx: sqlite3.Connection, write: int, change: Mapping[tuple[str, str], int]) -> None:
+    """Update the numbers of hidden jobs of a write, from (workflow, state) -> difference."""
+    cx.executemany(
+        """INSERT INTO hidden_count (large_write, workflow, state, jobs) VALUES (?, ?, ?, ?)
+            ON CONFLICT (large_write, workflow, state) DO UPDATE SET jobs = jobs + excluded.jobs""",
+        [(write, *key, jobs) for key, jobs in change.items() if jobs],
+    )
 
 
-def unhide(cx: sqlite3.Connection, write: int) -> dict[str, int]:
-    """Make the hidden jobs visible. Return their number by state, for the caller to count."""
-    (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (write,)).fetchone()
+def unhide(cx: sqlite3.Connection, hidden: HiddenRange) -> dict[tuple[str, str], int]:
+    """Make the hidden jobs visible. Return their number by (workflow, state), for the caller to count."""
+    rows = cx.execute("SELECT workflow, state, jobs FROM hidden_count WHERE large_write = ?", (hidden.write,)).fetchall()
+    forget(cx, hidden.write)
+    failed = "SELECT count(*) FROM job INDEXED BY job_failure WHERE failure = failure.id AND id BETWEEN ? AND ?"
+    cx.execute(f"UPDATE failure SET jobs = jobs + ({failed})", hidden[1:])
+    return {(workflow, state): jobs for workflow, state, jobs in rows}
+
+
+def forget(cx: sqlite3.Connection, write: int) -> None:
+    """Delete a write that is complete, and the numbers of its hidden jobs."""
+    cx.execute("DELETE FROM hidden_count WHERE large_write = ?", (write,))
     cx.execute("DELETE FROM large_write WHERE id = ?", (write,))
-    found: dict[str, int] = json.loads(text)
-    return found
 
 
 def give_up(cx: sqlite3.Connection, write: int) -> None:

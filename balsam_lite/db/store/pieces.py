@@ -164,7 +164,8 @@ def _advance(db: Database, number: int) -> UnfinishedWrite | None:
                 break
         row = cx.execute("SELECT done, total, counted FROM large_write WHERE id = ?", (number,)).fetchone()
         if is_complete:
-            cx.execute("DELETE FROM large_write WHERE id = ? AND (first = 0 OR pid = 0)", (number,))
+            if cx.execute("SELECT 1 FROM large_write WHERE id = ? AND (first = 0 OR pid = 0)", (number,)).fetchone():
+                large_writes.forget(cx, number)
         else:
             cx.execute("UPDATE large_write SET touched = ? WHERE id = ? AND pid <> 0", (SystemClock.now_us(), number))
     failpoint("after-piece")

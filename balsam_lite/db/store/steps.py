@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ...core import states
+from ...core import causes, states
 from ...core.errors import MachineTrouble
 from ..engine.schema import UNSETTLED
 from . import claims, exit_rules, graph, large_writes
@@ -27,6 +27,7 @@ class StepEnd(NamedTuple):
     claim: Claim
     reached: tuple[str, ...]  # the states that it has earned the job: STAGED_IN, PREPROCESSED, POSTPROCESSED, JOB_FINISHED
     failure: str = ""  # why it failed
+    cause: str = ""  # the same in one of few texts, see `core.causes`
     interrupted: bool = False  # the next launcher has to do it again
     trouble: MachineTrouble | None = None  # because of which it was interrupted
     note: str = ""  # on its success, for the job's history
@@ -43,13 +44,12 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
     ends = {end.claim.job: end for end in ended}
     if not ends:
         return Counter()
-    query = "SELECT id, state FROM job WHERE lease = ? AND id IN (SELECT value FROM json_each(?))"
-    held = dict(cx.execute(query, (lease, id_list(ends))).fetchall())
-    moves = []
-    for job, state in held.items():
-        end = ends[job]
+    query = "SELECT id, state, return_code FROM job WHERE lease = ? AND id IN (SELECT value FROM json_each(?))"
+    held, moves = {}, []
+    for job, state, return_code in cx.execute(query, (lease, id_list(ends))).fetchall():
+        held[job], end = state, ends[job]
         if state == end.claim.state and not end.interrupted:
-            moves.append(_move(end, now_us))
+            moves.append(_move(end, return_code, now_us))
     apply(cx, moves, states.STEP, "launcher_deaths = 0")
     dead = id_list(job for job, state in held.items() if ends[job].is_death and state == ends[job].claim.state)
     if dead != "[]":
@@ -62,14 +62,15 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
     return Counter(state for job, state in held.items() if state != ends[job].claim.state and state in states.END_STATES)
 
 
-def _move(end: StepEnd, now_us: int) -> Transition:
+def _move(end: StepEnd, return_code: int | None, now_us: int) -> Transition:
     path = (end.claim.state, *end.reached)
     if not end.failure and path[-1] in (states.RUN_ERROR, states.RUN_TIMEOUT):
-        end = end._replace(failure=exit_rules.UNHANDLED)
+        cause = causes.of_exit(return_code) if path[-1] == states.RUN_ERROR else causes.TOLD_TO_STOP
+        end = end._replace(failure=exit_rules.UNHANDLED, cause=cause)
     if end.failure:
         # A job cannot fail from where it is ready to run, but it never got there.
         path = (*(state for state in path if state != states.PREPROCESSED), states.FAILED)
-    return Transition(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure or end.note))
+    return Transition(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure or end.note), cause=end.cause)
 
 
 def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: int) -> list[Claim]:
@@ -93,7 +94,7 @@ def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capac
     unfinished = large_writes.unfinished(cx, (fact.job for fact in facts)) if facts else ()
     found = [(fact.job, exit_rules.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
-    moves = [Transition(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
+    moves = [Transition(job, outcome.path, now_us, outcome.messages, cause=outcome.cause) for job, outcome in settled]
     used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]
     apply(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)

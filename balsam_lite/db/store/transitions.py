@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from ...core import field_specs, states
+from ...core import causes, field_specs, states
 from ...core.errors import IllegalTransition
-from ..engine.schema import PAYLOAD
+from ..engine.schema import FAILED_FOR_CAUSE, PAYLOAD, VISIBLE
 from . import large_writes
 
 #: Minimum number of jobs whose events are inserted by one statement for each step; executemany is as fast for fewer.
@@ -35,6 +35,7 @@ class Transition(NamedTuple):
     time_us: int
     messages: tuple[str, ...] = ()  # one for each step; missing ones are empty
     data: tuple[str | None, ...] = ()  # JSON, likewise
+    cause: str = causes.UNKNOWN  # of a path that ends in FAILED: one of few texts, see `core.causes`
 
 
 def apply(
@@ -56,26 +57,40 @@ def apply(
     """
     if not moves:
         return
-    alike: dict[tuple[tuple[str, ...], tuple[object, ...]], list[int]] = {}
+    alike: dict[tuple[tuple[str, ...], str, tuple[object, ...]], list[int]] = {}
     for m, extra in zip(moves, values or repeat(())):
-        alike.setdefault((m.path, extra), []).append(m.job)
-    for path, _ in alike:
+        alike.setdefault((m.path, m.cause, extra), []).append(m.job)
+    for path, _, _ in alike:
         _check(path, actor)
     columns, only_if = f", {columns}" if columns else "", f" AND {only_if}" if only_if else ""
+    hidden = large_writes.hidden_ranges(cx)
+    change: Counter[tuple[int, str, str]] = Counter()
     changed = 0
-    for (path, extra), jobs in alike.items():
+    for (path, cause, extra), jobs in alike.items():
         which, ids = ("= ?", jobs[0]) if len(jobs) == 1 else ("IN (SELECT value FROM json_each(?))", id_list(jobs))
+        failure = ""
+        number: tuple[int, ...] = ()
+        if path[-1] == states.FAILED:
+            failure, number = ", failure = ?", (_count_failures(cx, which, ids, cause),)
+        elif path[0] == states.FAILED:
+            failure = ", failure = NULL"
+            _uncount_failures(cx, which, ids)
         # NOT INDEXED allows the primary key alone. SQLite cannot tell that an index of `state` or `lease` finds more rows.
-        update = f"UPDATE job NOT INDEXED SET state = ?{columns} WHERE id {which} AND state = ?{only_if}"
-        changed += cx.execute(update, (path[-1], *extra, ids, path[0])).rowcount
+        update = f"UPDATE job NOT INDEXED SET state = ?{failure}{columns} WHERE id {which} AND state = ?{only_if}"
+        changed += cx.execute(update, (path[-1], *number, *extra, ids, path[0])).rowcount
+        workflows: Counter[tuple[int, str]] = Counter()
+        for job, workflow in cx.execute(f"SELECT id, workflow FROM job NOT INDEXED WHERE id {which}", (ids,)):
+            write = next((one.write for one in hidden if one.first <= job <= one.last), 0) if hidden else 0
+            workflows[write, workflow] += 1
+        for (write, workflow), number_of in workflows.items():
+            change[write, workflow, path[0]] -= number_of
+            change[write, workflow, path[-1]] += number_of
     if changed != len(moves):
         raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
     _record(cx, moves)
-    among = large_writes.hidden_ranges(cx)
-    if among:
-        large_writes.count_hidden(cx, {m.job: (m.path[0], m.path[-1]) for m in moves}, among)
-        moves = [m for m in moves if not any(first <= m.job <= last for _, first, last in among)]
-    count(cx, Counter((m.path[0], m.path[-1]) for m in moves))
+    for write in {key[0] for key in change}:
+        of_write = Counter({(workflow, state): jobs for (one, workflow, state), jobs in change.items() if one == write})
+        large_writes.count_hidden(cx, write, of_write) if write else count(cx, of_write)
 
 
 def _check(path: tuple[str, ...], actor: str) -> None:
@@ -108,15 +123,65 @@ def _steps(m: Transition) -> Iterator[tuple[object, ...]]:
         yield m.time_us, source, m.path[step + 1], message, m.data[step] if step < len(m.data) else None
 
 
-def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]]) -> None:
-    """Update the number of jobs per state from (source, target) -> number of jobs. Source None: new; target None: deleted."""
-    change: Counter[str] = Counter()
-    for (source, target), jobs in moved.items():
-        if source is not None:
-            change[source] -= jobs
-        if target is not None:
-            change[target] += jobs
-    cx.executemany("UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in change.items() if n])
+def count(cx: sqlite3.Connection, change: Mapping[tuple[str, str], int]) -> None:
+    """Update the numbers of jobs per state and per workflow and state, from (workflow, state) -> difference."""
+    by_state: Counter[str] = Counter()
+    for (_, state), jobs in change.items():
+        by_state[state] += jobs
+    cx.executemany("UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in by_state.items() if n])
+    cx.executemany(
+        """INSERT INTO workflow_count (workflow, state, jobs) VALUES (?, ?, ?)
+            ON CONFLICT (workflow, state) DO UPDATE SET jobs = jobs + excluded.jobs""",
+        [(*key, n) for key, n in change.items() if n],
+    )
+    cx.executemany(
+        "DELETE FROM workflow_count WHERE workflow = ? AND state = ? AND jobs = 0", [key for key, n in change.items() if n < 0]
+    )
+
+
+def counts_of(cx: sqlite3.Connection, jobs: str, parameters: Sequence[object] = ()) -> Counter[tuple[str, str]]:
+    """Return the number of jobs by (workflow, state), for `count`; `jobs` is the query for their numbers."""
+    return Counter(cx.execute(f"SELECT workflow, state FROM job NOT INDEXED WHERE id IN ({jobs})", parameters))
+
+
+def uncount(cx: sqlite3.Connection, jobs: str) -> int:
+    """Take jobs that are about to be deleted from all counters. `jobs` is the query for their numbers. Return how many."""
+    gone = counts_of(cx, jobs)
+    _uncount_failures(cx, f"IN ({jobs})")
+    count(cx, {key: -number for key, number in gone.items()})
+    return sum(gone.values())
+
+
+def recount(cx: sqlite3.Connection) -> None:
+    """Count all jobs anew, by state, by workflow and by cause of failure. Reads all jobs."""
+    cx.execute("DELETE FROM workflow_count")
+    cx.execute(f"INSERT INTO workflow_count SELECT workflow, state, count(*) FROM job WHERE {VISIBLE} GROUP BY workflow, state")
+    total = "SELECT coalesce(sum(jobs), 0) FROM workflow_count w WHERE w.state = state_count.state"
+    cx.execute(f"UPDATE state_count SET jobs = ({total})")
+    cx.execute(f"UPDATE failure SET jobs = (SELECT count(*) FROM job WHERE failure = failure.id AND {VISIBLE})")
+
+
+# --- causes of failures -----------------------------------------------------------------------------------------------
+
+
+def _count_failures(cx: sqlite3.Connection, which: str, ids: object, cause: str) -> int:
+    """Count these jobs, which fail, and return the number of their cause."""
+    row = cx.execute("SELECT id FROM failure WHERE cause = ?", (cause,)).fetchone()
+    if row is None:
+        if cause != causes.OTHER and cx.execute("SELECT count(*) FROM failure").fetchone()[0] >= causes.MAX_CAUSES:
+            return _count_failures(cx, which, ids, causes.OTHER)
+        row = (cx.execute("INSERT INTO failure (cause, jobs) VALUES (?, 0)", (cause,)).lastrowid,)
+    jobs = f"SELECT count(*) FROM job NOT INDEXED WHERE id {which} AND {VISIBLE}"
+    cx.execute(f"UPDATE failure SET jobs = jobs + ({jobs}) WHERE id = ?", (ids, row[0]))
+    return int(row[0])
+
+
+def _uncount_failures(cx: sqlite3.Connection, which: str, *ids: object) -> None:
+    """Take these jobs, which fail no more or are deleted, from the numbers of jobs of their causes."""
+    sql = (
+        f"SELECT count(*), failure FROM job NOT INDEXED WHERE id {which} AND {FAILED_FOR_CAUSE} AND {VISIBLE} GROUP BY failure"
+    )
+    cx.executemany("UPDATE failure SET jobs = jobs - ? WHERE id = ?", cx.execute(sql, ids).fetchall())
 
 
 def id_list(ids: Iterable[int]) -> str:

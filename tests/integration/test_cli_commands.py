@@ -21,7 +21,7 @@ from balsam_lite.core import states
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import queries
-from balsam_lite.db.store import graph, insert, transitions, user_actions
+from balsam_lite.db.store import counters, graph, insert, user_actions
 from balsam_lite.schedulers import base, submission
 
 
@@ -558,7 +558,7 @@ def test_killjob_says_how_many_a_launcher_has_to_stop(balsam: Balsam, db: Databa
     job_id = add(balsam, "j")
     with db.write() as cx:
         cx.execute("UPDATE job SET lease = 1, state = 'RUNNING'")
-        transitions.recount(cx)
+        counters.recount(cx)
     code, out, _ = balsam("killjob", "--id", job_id, "--yes")
     assert (code, out) == (0, "Job killed\nIt still runs until its launcher has stopped it.\n")
 

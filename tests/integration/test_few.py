@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.db.engine import directories
-from balsam_lite.db.store import apps, claims, insert, tags, transitions, user_actions
+from balsam_lite.db.store import apps, claims, counters, insert, tags, user_actions
 
 RARE = {"kind": "rare"}
 
@@ -67,7 +67,7 @@ def test_the_index_over_tags_gives_the_jobs_that_a_look_at_each_row_gives(
         cx.execute("DELETE FROM job")
         cx.execute("DELETE FROM job_tag")
         cx.execute("DELETE FROM tag")
-        transitions.recount(cx)
+        counters.recount(cx)
     numbers = list(insert.add_jobs(db, jobs).ids)
     user_actions.set_state(db, [job for place, job in enumerate(numbers) if place in ready], "PREPROCESSED")
     tags = tuple({**RARE, **({"also": "1"} if both else {})}.items())

@@ -23,7 +23,7 @@ from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import filters, select
 from balsam_lite.db.query.fields import APP, BATCH_JOB, EVENT, JOB, LOOKUPS
 from balsam_lite.db.query.filters import Conditions, F, Q
-from balsam_lite.db.store import insert, transitions
+from balsam_lite.db.store import counters, insert
 
 NAMES = ["a1", "a2", "B1", "b_[1]", "É'%*", ""]
 TAGS = [{}, {"k": "v"}, {"k": "10", "n": "1"}, {"k": "9", "n": "2"}, {"n": "x"}]
@@ -50,7 +50,7 @@ def db(tmp_path_factory):
         cx.execute("UPDATE job SET return_code = id % 3 WHERE id % 4 = 0")
         cx.execute("UPDATE job SET created = 1000000 * id")
         cx.execute("UPDATE job SET state = 'JOB_FINISHED' WHERE id % 5 = 0")
-        transitions.recount(cx)
+        counters.recount(cx)
     insert.add_jobs(db, [{"name": "a1", "workflow": "w1", "tags": {"k": "v"}} for _ in range(5)])
     with db.write() as cx:  # as if their insert were not complete
         cx.execute(
@@ -58,7 +58,7 @@ def db(tmp_path_factory):
             VALUES ('h', '', 1, '', 0, 5, '{}', ?, ?)""",
             (JOBS + 1, JOBS + 5),
         )
-        transitions.recount(cx)
+        counters.recount(cx)
     return db
 
 

@@ -14,7 +14,7 @@ from launching import Bench
 
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.process_table import Holder
-from balsam_lite.db.store import leases, transitions
+from balsam_lite.db.store import counters, leases
 from balsam_lite.db.store.leases import Lease, Watch, is_dead
 
 ELSEWHERE = Holder("elsewhere", "pid:[1]", 7, "9")
@@ -65,7 +65,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     with bench.db.write() as cx:
         lease = leases.open_lease(cx, "launcher", ELSEWHERE, "", SystemClock.now_us())
         cx.execute("UPDATE job SET lease = ?, state = 'RUNNING', attempt = 1 WHERE id = ?", (lease, job))
-        transitions.recount(cx)
+        counters.recount(cx)
     yield bench
     bench.close()
 

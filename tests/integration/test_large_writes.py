@@ -21,7 +21,7 @@ from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import queries, select
-from balsam_lite.db.store import claims, graph, insert, large_writes, leases, pieces, transitions, user_actions
+from balsam_lite.db.store import claims, counters, graph, insert, large_writes, leases, pieces, transitions, user_actions
 from balsam_lite.launcher import reporting
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
 from balsam_lite.launcher.placement import Node, NodePool
@@ -54,7 +54,7 @@ def chain(db):
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'JOB_FINISHED', unfinished_parents = 0")
         cx.execute("INSERT INTO event (job, time, from_state, to_state) SELECT id, 1, 'CREATED', 'JOB_FINISHED' FROM job")
-        transitions.recount(cx)
+        counters.recount(cx)
     return jobs
 
 
@@ -363,7 +363,7 @@ def test_a_recursive_kill_shows_how_far_it_is(db, monkeypatch):
     jobs = chain(db)
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'CREATED'")
-        transitions.recount(cx)
+        counters.recount(cx)
     shown = io.StringIO()
     shown.isatty = lambda: True
     monkeypatch.setenv("BALSAM_DB_PATH", db.directory)

@@ -16,7 +16,7 @@ from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.query import demand, queries
 from balsam_lite.db.query.demand import Scope, what_may_come
-from balsam_lite.db.store import batch_jobs, claims, insert, leases, transitions, user_actions
+from balsam_lite.db.store import batch_jobs, claims, counters, insert, leases, user_actions
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.launcher.reporting import RecentRate, Tally
 from balsam_lite.schedulers import base, submission
@@ -102,7 +102,7 @@ def test_a_script_that_goes_on_after_it_has_set_the_final_state_is_waited_for(db
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         claims.take(cx, lease, Slots(1), Filter(), 2)
         cx.execute("UPDATE job SET state = 'JOB_FINISHED' WHERE id = ?", (job,))
-        transitions.recount(cx)
+        counters.recount(cx)
     assert outlook_of(db) == "a script of a job that has ended"
 
 

@@ -20,7 +20,7 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.engine.salvage import Image, salvage
-from balsam_lite.db.store import apps, graph, insert, leases, transitions
+from balsam_lite.db.store import apps, counters, graph, insert, leases
 
 JOBS, CHAIN, PAGE = 300, 100, 4096
 LARGE = 150  # a job whose data needs further pages
@@ -39,7 +39,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
         graph.add_edges(cx, [(n, n + 1) for n in range(1, CHAIN)], 1)
         lease = leases.open_lease(cx, "launcher", Holder("elsewhere", "", 1, "1"), "", 1)
         cx.execute("UPDATE job SET lease = ?, state = 'RUNNING', attempt = 1 WHERE id = 1", (lease,))
-        transitions.recount(cx)
+        counters.recount(cx)
     made.close()
     yield made
     made.close()

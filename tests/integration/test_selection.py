@@ -13,7 +13,7 @@ from balsam_lite.core import parameters, states
 from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import select
-from balsam_lite.db.store import insert, transitions, user_actions
+from balsam_lite.db.store import counters, insert, user_actions
 
 TAGS = [{}, {"k": "v"}, {"k": "v", "n": "1"}, {"n": "1", "q\"'": "ü%_"}, {"k": "w"}]
 STATES = [states.CREATED, states.PREPROCESSED, states.RUNNING, states.JOB_FINISHED, states.FAILED]
@@ -57,7 +57,7 @@ def db(tmp_path_factory):
                 )
             if n % 4 == 0:
                 cx.execute("UPDATE job SET queued_launch_id = 2 WHERE id = ?", (n,))
-        transitions.recount(cx)
+        counters.recount(cx)
     return db
 
 

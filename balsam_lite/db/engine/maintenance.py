@@ -16,7 +16,7 @@ from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from ..query import select
-from ..store import leases, pieces, tags, transitions
+from ..store import counters, leases, pieces, tags
 from ..store.leases import watch_the_doubtful
 from . import binding, connection, directories, filesystem, migrations, sqlite_errors
 from .connection import Database
@@ -131,7 +131,7 @@ def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
             fixed = tags.differing(cx)
             if fixed:
                 tags.note_anew(cx)
-            transitions.recount(cx)
+            counters.recount(cx)
         db.execute_outside_transaction("VACUUM")
         if db.access == filesystem.LOCAL:
             db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ...core import states
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseError, InputError
-from ..store import batch_jobs, claims, graph, tags, transitions
+from ..store import batch_jobs, claims, counters, graph, tags
 from . import connection, directories, migrations, schema, wal
 
 _MAGIC = b"SQLite format 3\0"
@@ -545,7 +545,7 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: s
     cx.execute("UPDATE job SET failure = NULL WHERE state <> 'FAILED' OR failure NOT IN (SELECT id FROM failure)")
     for statement in migrations.CAUSES_OF_FAILURES:  # of jobs whose cause is lost, or was not stored yet
         cx.execute(statement)
-    transitions.recount(cx)
+    counters.recount(cx)
     running = claims.facts_of(cx, f"job.state = '{states.RUNNING}'", ())
     note = "Salvaged from a damaged DB"
     claims.requeue_lost(cx, [(facts, claims.lost_run(facts, note, now_us, has_started=False)) for facts in running], now_us)

@@ -218,7 +218,7 @@ TABLES = (
     # The tags of all jobs, stored redundantly so that they can be looked up; `store.tags` keeps them in sync with the job.
     "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
     "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
-    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `transitions.count` maintains them, in the
+    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store.counters` maintains them, in the
     # transaction that changes a state; triggers would do so too, but reduce the rate of inserts by 40 %.
     "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
     # The same by workflow; a row with no job is deleted. The jobs of an insert that is not complete are counted apart.

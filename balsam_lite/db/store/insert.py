@@ -41,7 +41,7 @@ from ..engine.connection import Database
 from ..engine.filesystem import failure
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
-from . import graph, large_writes, pieces, transitions
+from . import counters, graph, large_writes, pieces, transitions
 from .large_writes import Progress
 from .tags import Tagger
 
@@ -377,7 +377,7 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     added = Added(before + 1, large_writes.last_number(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
-    transitions.count(cx, new)
+    counters.count(cx, new)
     pairs = _pairs(edges, known, added.first)
     if pairs:
         graph.add_edges(cx, pairs, SystemClock.now_us())
@@ -500,7 +500,7 @@ class Insertion:
             pieces.failpoint("before-piece")
             large_writes.touch(cx, self._hidden.write, self._written)
             _check_apps(cx, self._spool.applications)
-            transitions.count(cx, large_writes.unhide(cx, self._hidden))
+            counters.count(cx, large_writes.unhide(cx, self._hidden))
             _add_to_known(cx, self._edges, self._known, self._hidden.first)
         pieces.failpoint("after-piece")
         return Added(self._hidden.first, self._spool.rows, self._renamed)

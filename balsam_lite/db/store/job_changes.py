@@ -15,8 +15,8 @@ from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
-from . import claims, exit_rules, graph, large_writes, tags
-from .transitions import Transition, apply, count, counts_of, id_list, uncount
+from . import claims, counters, exit_rules, graph, large_writes, tags
+from .transitions import Transition, apply, id_list
 
 #: States from which a job will run, now or later.
 _RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
@@ -155,12 +155,12 @@ def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int
         known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
         tags.Tagger(cx).add((number, stored["tags"]) for (number,) in known)
     if "workflow" in stored:
-        before_it = counts_of(cx, "SELECT value FROM json_each(?)", (listed,))
+        before_it = counters.counts_of(cx, "SELECT value FROM json_each(?)", (listed,))
         moved = Counter({(stored["workflow"], state): 0 for _, state in before_it})
         for (_, state), number in before_it.items():
             moved[stored["workflow"], state] += number
         moved.subtract(before_it)
-        count(cx, moved)
+        counters.count(cx, moved)
     changed = cx.execute(sql, (*stored.values(), listed)).rowcount
     if not stored.keys().isdisjoint(("run_when", "wait_for_parents")):
         graph.recount(cx, jobs)
@@ -213,7 +213,7 @@ def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
     if not force:
         refuse_in_use(cx)
     _leave_children(cx)
-    gone = uncount(cx, "SELECT id FROM doomed")
+    gone = counters.uncount(cx, "SELECT id FROM doomed")
     tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")

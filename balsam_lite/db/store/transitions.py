@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from ...core import causes, field_specs, states
 from ...core.errors import IllegalTransition
-from ..engine.schema import FAILED_FOR_CAUSE, PAYLOAD, VISIBLE
-from . import large_writes
+from ..engine.schema import PAYLOAD
+from . import counters, large_writes
 
 #: Minimum number of jobs whose events are inserted by one statement for each step; executemany is as fast for fewer.
 _MIN_ALIKE = 4
@@ -71,10 +71,10 @@ def apply(
         failure = ""
         number: tuple[int, ...] = ()
         if path[-1] == states.FAILED:
-            failure, number = ", failure = ?", (_count_failures(cx, which, ids, cause),)
+            failure, number = ", failure = ?", (counters.count_failures(cx, which, ids, cause),)
         elif path[0] == states.FAILED:
             failure = ", failure = NULL"
-            _uncount_failures(cx, which, ids)
+            counters.uncount_failures(cx, which, ids)
         # NOT INDEXED allows the primary key alone. SQLite cannot tell that an index of `state` or `lease` finds more rows.
         update = f"UPDATE job NOT INDEXED SET state = ?{failure}{columns} WHERE id {which} AND state = ?{only_if}"
         changed += cx.execute(update, (path[-1], *number, *extra, ids, path[0])).rowcount
@@ -90,7 +90,7 @@ def apply(
     _record(cx, moves)
     for write in {key[0] for key in change}:
         of_write = Counter({(workflow, state): jobs for (one, workflow, state), jobs in change.items() if one == write})
-        large_writes.count_hidden(cx, write, of_write) if write else count(cx, of_write)
+        large_writes.count_hidden(cx, write, of_write) if write else counters.count(cx, of_write)
 
 
 def _check(path: tuple[str, ...], actor: str) -> None:
@@ -121,67 +121,6 @@ def _steps(m: Transition) -> Iterator[tuple[object, ...]]:
     for step, source in enumerate(m.path[:-1]):
         message = m.messages[step] if step < len(m.messages) else ""
         yield m.time_us, source, m.path[step + 1], message, m.data[step] if step < len(m.data) else None
-
-
-def count(cx: sqlite3.Connection, change: Mapping[tuple[str, str], int]) -> None:
-    """Update the numbers of jobs per state and per workflow and state, from (workflow, state) -> difference."""
-    by_state: Counter[str] = Counter()
-    for (_, state), jobs in change.items():
-        by_state[state] += jobs
-    cx.executemany("UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in by_state.items() if n])
-    cx.executemany(
-        """INSERT INTO workflow_count (workflow, state, jobs) VALUES (?, ?, ?)
-            ON CONFLICT (workflow, state) DO UPDATE SET jobs = jobs + excluded.jobs""",
-        [(*key, n) for key, n in change.items() if n],
-    )
-    cx.executemany(
-        "DELETE FROM workflow_count WHERE workflow = ? AND state = ? AND jobs = 0", [key for key, n in change.items() if n < 0]
-    )
-
-
-def counts_of(cx: sqlite3.Connection, jobs: str, parameters: Sequence[object] = ()) -> Counter[tuple[str, str]]:
-    """Return the number of jobs by (workflow, state), for `count`; `jobs` is the query for their numbers."""
-    return Counter(cx.execute(f"SELECT workflow, state FROM job NOT INDEXED WHERE id IN ({jobs})", parameters))
-
-
-def uncount(cx: sqlite3.Connection, jobs: str) -> int:
-    """Take jobs that are about to be deleted from all counters. `jobs` is the query for their numbers. Return how many."""
-    gone = counts_of(cx, jobs)
-    _uncount_failures(cx, f"IN ({jobs})")
-    count(cx, {key: -number for key, number in gone.items()})
-    return sum(gone.values())
-
-
-def recount(cx: sqlite3.Connection) -> None:
-    """Count all jobs anew, by state, by workflow and by cause of failure. Reads all jobs."""
-    cx.execute("DELETE FROM workflow_count")
-    cx.execute(f"INSERT INTO workflow_count SELECT workflow, state, count(*) FROM job WHERE {VISIBLE} GROUP BY workflow, state")
-    total = "SELECT coalesce(sum(jobs), 0) FROM workflow_count w WHERE w.state = state_count.state"
-    cx.execute(f"UPDATE state_count SET jobs = ({total})")
-    cx.execute(f"UPDATE failure SET jobs = (SELECT count(*) FROM job WHERE failure = failure.id AND {VISIBLE})")
-
-
-# --- causes of failures -----------------------------------------------------------------------------------------------
-
-
-def _count_failures(cx: sqlite3.Connection, which: str, ids: object, cause: str) -> int:
-    """Count these jobs, which fail, and return the number of their cause."""
-    row = cx.execute("SELECT id FROM failure WHERE cause = ?", (cause,)).fetchone()
-    if row is None:
-        if cause != causes.OTHER and cx.execute("SELECT count(*) FROM failure").fetchone()[0] >= causes.MAX_CAUSES:
-            return _count_failures(cx, which, ids, causes.OTHER)
-        row = (cx.execute("INSERT INTO failure (cause, jobs) VALUES (?, 0)", (cause,)).lastrowid,)
-    jobs = f"SELECT count(*) FROM job NOT INDEXED WHERE id {which} AND {VISIBLE}"
-    cx.execute(f"UPDATE failure SET jobs = jobs + ({jobs}) WHERE id = ?", (ids, row[0]))
-    return int(row[0])
-
-
-def _uncount_failures(cx: sqlite3.Connection, which: str, *ids: object) -> None:
-    """Take these jobs, which fail no more or are deleted, from the numbers of jobs of their causes."""
-    sql = (
-        f"SELECT count(*), failure FROM job NOT INDEXED WHERE id {which} AND {FAILED_FOR_CAUSE} AND {VISIBLE} GROUP BY failure"
-    )
-    cx.executemany("UPDATE failure SET jobs = jobs - ? WHERE id = ?", cx.execute(sql, ids).fetchall())
 
 
 def id_list(ids: Iterable[int]) -> str:

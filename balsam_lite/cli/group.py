@@ -59,6 +59,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "submit-launch": Entry("queue", "submit_launch", "submit a launcher to the batch queue"),
         "queue": Entry("queue", "queue", "submit, list or cancel batch jobs of any site"),
         "service": Entry("service", "service", "submit launchers for waiting jobs, by the queue policy"),
+        "notify": Entry("notify", "notify", "try the notifications that launchers and the service send"),
     },
     "Looking": {
         "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),

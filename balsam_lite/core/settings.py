@@ -58,6 +58,10 @@ class Settings(NamedTuple):
     LEASE_EXPIRY_S: float = 120.0
     BUSY_TIMEOUT_S: float = 60.0
     ERROR_TAIL_LINES: int = 16
+    ON_EVENT: str = ""
+    ON_EVENT_INTERVAL_S: float = 60.0
+    ON_EVENT_TIMEOUT_S: float = 30.0
+    STUCK_AFTER_S: float = 3600.0
 
     @property
     def end_margin_s(self) -> float:
@@ -121,13 +125,17 @@ MEANINGS = {
     "LEASE_EXPIRY_S": "Seconds without a heartbeat after which a launcher on another host counts as dead",
     "BUSY_TIMEOUT_S": "Seconds to wait for a DB that other processes are writing to",
     "ERROR_TAIL_LINES": "Last lines of a failed run's output that go into the job's history",
+    "ON_EVENT": "Shell command that gets a notification as JSON on stdin, or URLs for apprise; empty: no notifications",
+    "ON_EVENT_INTERVAL_S": "Minimum seconds between two notifications of the same kind; one counts all that happened meanwhile",
+    "ON_EVENT_TIMEOUT_S": "Seconds after which a call of ON_EVENT is ended",
+    "STUCK_AFTER_S": "Seconds after which a DB is stuck if nothing runs though jobs wait; 0: never",
 }
 
 _DEFAULTS = Settings()
 #: Settings that make no sense at zero.
 _POSITIVE = {
     "SERVICE_PERIOD", "NUM_TRANSITION_THREADS", "MAX_CONCURRENT_MPIRUNS", "MAX_LOCAL_LAUNCHES", "HOOK_TIME_LIMIT_S",
-    "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT", "SCHEDULER_TIMEOUT_S",
+    "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT", "SCHEDULER_TIMEOUT_S", "ON_EVENT_TIMEOUT_S",
 }  # fmt: skip
 #: Settings that may be negative: -1 has a special meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, NamedTuple
 
 from . import import_guard
+from .daemon import STOP_SIGNALS
 from .process_table import DETACHED_VARIABLE, JOB_VARIABLES
 
 #: Maximum bytes kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
@@ -105,6 +106,52 @@ def run_module(module: str, *words: str) -> Completed:
     return run(
         module_words(module, *words), environ={**own, DETACHED_VARIABLE: "1", "PYTHONPATH": python_path()}, directory="/"
     )
+
+
+#: A process that `start_module` has started.
+Module = subprocess.Popen[bytes]
+
+
+def start_module(module: str, link: int) -> Module:
+    """Start a module with this Python and this package, in a separate session, with the descriptor `link` as its stdin.
+
+    It begins with the stop signals blocked, and has to unblock them once it handles them. Call `await_module` at its end.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process = subprocess.Popen(
+            module_words(module),
+            stdin=link,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": python_path()},
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    running.add(process.pid)
+    return process
+
+
+def await_module(process: Module) -> int:
+    """Wait for the end of a module that is about to end; kill it if it does not. Return its exit code."""
+    _wait(process, 1)
+    if process.poll() is None:
+        _kill(process)
+    running.discard(process.pid)
+    return -signal.SIGKILL if process.returncode is None else process.returncode
+
+
+def restore_python_path() -> None:
+    """Remove from PYTHONPATH what `start_module` has added for this process, so that its children do not inherit it."""
+    rest = os.environ.get("PYTHONPATH", "").partition(":")[2]
+    os.environ["PYTHONPATH"] = rest
+    if not rest:
+        del os.environ["PYTHONPATH"]
 
 
 def module_words(module: str, *words: str) -> list[str]:

@@ -27,6 +27,7 @@ from ..db.store.steps import StepEnd
 from ..db.store.suspects import Suspect, next_group
 from .exec.trouble import Pause, Setbacks
 from .failpoints import failpoint
+from .notifier import Notifier
 from .pacing import EndRate, Quiet
 from .placement import MAX_AT_ONCE, NodePool, Placement, TickCapacity
 from .reaper import Reaper
@@ -82,9 +83,11 @@ class Launcher:
         wait: Callable[[float], object],
         reaper: Reaper | None = None,
         on_beat: Callable[[], object] = lambda: None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
         self._reaper, self._on_beat = reaper or Reaper(db, settings, clock), on_beat
+        self._notifier = notifier or Notifier(db.directory, settings, clock)
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
         self._exits: list[RunResult] = []  # ended, not yet in the database
@@ -199,6 +202,7 @@ class Launcher:
         happened = bool(work.exits or work.step_ends or to_run or steps)
         self._quiet.note(self._last_tick, happened or (held is not None and held != self._claims.keys()))
         failpoint("after-claim")
+        self._notifier.send()
         if held is not None:
             self._stop_killed(held)
         for claim in steps:
@@ -237,6 +241,7 @@ class Launcher:
                 to_run, steps = self._take(cx, work, room, now_us, is_empty)
             ended[states.USER_KILLED] += reported.killed
             ends = _entered(before, queries.end_counts(cx), ended)
+            self._notifier.look(cx)
             failpoint("before-commit")
         self.tally.add(ends, reported.results)
         if beat_at != self._last_heartbeat:
@@ -454,7 +459,9 @@ class Launcher:
             if not self._runner.queued and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
-        beat = min(self._last_heartbeat + self._settings.beat_s, max(soon, now + self._start_in()))
+        beat = min(
+            self._last_heartbeat + self._settings.beat_s, max(soon, min(now + self._start_in(), self._notifier.wakes_at))
+        )
         if self.pause.reason:
             return soon if self._news else min(beat, max(soon, self.pause.next_try))
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):

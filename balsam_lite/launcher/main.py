@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ..core import daemon, import_guard
 from ..core.clock import SECOND_US, Clock, SystemClock
@@ -26,7 +26,7 @@ from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
 from ..db.query import queries, wait_reasons
 from ..db.query.queries import BatchRow
-from ..db.store import leases
+from ..db.store import leases, notifications
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
 from .exec import hardware, invocation
@@ -35,6 +35,7 @@ from .exec.run_file import RunFiles, end_own_runs, forget
 from .exec.spawner import Alarm, Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
+from .notifier import Notifier
 from .placement import NodePool
 from .reaper import Reaper
 from .reporting import Limits, Progress
@@ -133,6 +134,7 @@ class _Setup:
         self._db, self._found, self._settings, self._options, self._nodes = db, found, settings, options, nodes
         self._clock = SystemClock()
         self._reaper = Reaper(db, settings, self._clock, lost_lease)
+        self._notifier = Notifier(db.directory, settings, self._clock)
         self._lease = 0
 
     def run(self) -> int:
@@ -217,7 +219,10 @@ class _Setup:
             step_doubt_s,
         )
         wait = progress.around(self._nodes.waiter(alarm.wait))
-        launcher = Launcher(db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat)
+        launcher = Launcher(
+            db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat, self._notifier
+        )
+        self._notifier.add(notifications.LAUNCH_STARTED, self._facts(limits))
         progress.watch(launcher, runner)
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
         gc.freeze()  # without gc.collect(): it takes 8 ms and frees next to nothing after so short a time
@@ -226,9 +231,10 @@ class _Setup:
             if not self._guard(launcher, spawner, context):
                 return 1
             progress.clear()  # the last line must not be appended to the progress line
-            return self._close(launcher, context)
+            return self._close(launcher, context, limits)
         finally:
             progress.clear()
+            self._notifier.close()
 
     def _guard(self, launcher: Launcher, spawner: Spawner, context: Context) -> bool:
         """Run the launcher, and leave no process running in any case. Return False if it has lost its lease."""
@@ -249,7 +255,17 @@ class _Setup:
                 end_own_runs(context.db_directory, context.mark, self._settings.KILL_GRACE_S)
         return is_over
 
-    def _close(self, launcher: Launcher, context: Context) -> int:
+    def _facts(self, limits: Limits) -> dict[str, Any]:
+        """Return what notifications report of this launcher."""
+        return {
+            "launcher": self._lease,
+            "host": os.uname().nodename,
+            "launch": "" if limits.launch is None else f"qlaunch{limits.launch}",
+            "nodes": len(self._found.nodes),
+            "job_mode": self._options.job_mode,
+        }
+
+    def _close(self, launcher: Launcher, context: Context, limits: Limits) -> int:
         """Report what is left and close the lease; return the exit code."""
         try:
             for reason in launcher.obstacles.survey(launcher.filter()):
@@ -258,6 +274,10 @@ class _Setup:
                 note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
                 end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
                 leases.close_lease(cx, self._lease, self._clock.now_us(), end_reason, note)
+                ended = {"states": +launcher.tally.jobs, "left": launcher.obstacles.left, "reason": launcher.stop_reason}
+                self._notifier.add(notifications.LAUNCH_ENDED, {**self._facts(limits), **ended})
+                self._notifier.look(cx, ends=True)
+            self._notifier.send()
         except DatabaseGone:
             raise
         except DatabaseError as exc:

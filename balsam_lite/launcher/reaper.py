@@ -12,7 +12,8 @@ from ..core.settings import Settings
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Connection, Database
 from ..db.engine.directories import RUNS
-from ..db.store import leases
+from ..db.query import queries
+from ..db.store import leases, notifications
 from ..db.store.exit_rules import JobFacts
 from ..db.store.leases import Lease
 from .exec import run_file
@@ -91,7 +92,14 @@ class Reaper:
                 and (facts.state != states.RUNNING or (facts.job, facts.attempt) in ran)
             )
 
-        return leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
+        freed = leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
+        if self._settings.ON_EVENT and lease.kind == "launcher":
+            row = queries.batch_job_with_scheduler_id(cx, lease.scheduler_id) if lease.scheduler_id else None
+            launch = f"qlaunch{row['id']}" if row else ""
+            reason = f"it died{cause and f': {cause}'}; {freed} job(s) were freed"
+            ended = {"launcher": lease.id, "host": lease.holder.host, "launch": launch, "reason": reason}
+            notifications.add(cx, notifications.LAUNCH_ENDED, ended, now_us)
+        return freed
 
     def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
         """End programs started on this host under leases that another host has closed: a new attempt may run already."""

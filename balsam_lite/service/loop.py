@@ -35,10 +35,11 @@ from ..db.query import demand, queries
 from ..db.query import wait_reasons as reasons_of_launchers
 from ..db.query.demand import Work
 from ..db.query.queries import BatchRow
-from ..db.store import batch_jobs, held_back, leases, pieces
+from ..db.store import batch_jobs, held_back, leases, notifications, pieces
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..launcher import mpirun
+from ..launcher.notifier import Notifier
 from ..launcher.reaper import Reaper
 from ..schedulers import base, submission
 from ..schedulers.base import LaunchRequest, Scheduler
@@ -172,6 +173,7 @@ class Service:
         self._queues, self._lease, self._clock = queues, lease, clock
         self._policy, self._policy_trouble = policy, ""
         self._reaper = Reaper(db, settings, clock)
+        self.notifier = Notifier(db.directory, settings, clock)
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, SubmissionPause] = {}
         self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone
@@ -269,10 +271,17 @@ class Service:
     def beat(self, even_if_early: bool = False) -> None:
         """Renew the heartbeat and note what was done. Opens a write transaction if one is due or there is news."""
         now, note = self._clock.monotonic(), json.dumps(self._note)
-        if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.beat_s:
+        if (
+            even_if_early
+            or now >= self.notifier.wakes_at
+            or note != self._noted
+            or now - self._last_heartbeat >= self._settings.beat_s
+        ):
             with self._db.write() as cx:
                 leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
                 eldest = leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch)
+                self.notifier.look(cx)
+            self.notifier.send()
             self._db.own_checkpoints(eldest)
             self._noted, self._last_heartbeat = note, now
 
@@ -294,12 +303,16 @@ class Service:
         with self._db.read() as cx:
             row = queries.batch_job(cx, number)
             was_idle = batch_jobs.was_idle(cx, number)
+            had_launcher = row is not None and queries.launchers_in(cx, "id", row["scheduler_id"], row["created"])
             planned = {work.shape for work in demand.of_launch(cx, number)}
             said = row and reasons_of_launchers.said_in(cx, row["scheduler_id"], row["created"])
         if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
             return
         how = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
         log.info("qlaunch%d in queue %s has ended (%s).", number, row["queue"], how)
+        if not had_launcher:  # a launcher tells its own end
+            ended = {"launcher": None, "host": "", "launch": f"qlaunch{number}", "reason": f"no launcher started; {how}"}
+            self.notifier.add(notifications.LAUNCH_ENDED, ended)
         if was_idle and said and planned and planned <= said.keys():
             self._refuse(row["queue"], {shape: said[shape] for shape in planned})
         elif was_idle:

@@ -71,6 +71,9 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
             if service.holds_lease:  # otherwise its number may belong to another lease, in another DB at this path
                 with db.write() as cx:
                     leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an internal error; see the log")
+                    service.notifier.look(cx, ends=True)
+                service.notifier.send()
+            service.notifier.close()
             db.close()  # so that the one file holds everything
 
 

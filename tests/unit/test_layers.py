@@ -35,7 +35,7 @@ ROOMS = (
         3, "what the launcher is made of",
         (
             *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "failpoints")),
-            *("launcher.logs", "launcher.reaper"),
+            *("launcher.logs", "launcher.notifier", "launcher.reaper"),
             *(f"pyapps.{name}" for name in ("payload", "result_file", "class_loader")),
         ),
     ),
@@ -77,6 +77,7 @@ RESERVED = {
     "click": ("cli",),
     "tabulate": ("cli",),
     "mpi4py": ("launcher.multinode.mpi_transport",),
+    "apprise": ("core.event_hook",),
 }
 
 #: Calls that make processes, and who may make them. Everybody else asks these.

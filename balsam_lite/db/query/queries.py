@@ -160,6 +160,16 @@ def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
     return dict(cx.execute(f"SELECT state, jobs FROM state_count WHERE state IN ({_ENDS})"))
 
 
+def count_workflow(cx: sqlite3.Connection, workflow: str) -> dict[str, int]:
+    """Return the number of jobs of a workflow by state, from the counters; states without a job are left out."""
+    return dict(cx.execute("SELECT state, jobs FROM workflow_count WHERE workflow = ?", (workflow,)))
+
+
+def is_any_held(cx: sqlite3.Connection) -> bool:
+    """Return whether any job is held by a launcher, dead ones included."""
+    return cx.execute("SELECT 1 FROM job INDEXED BY job_lease WHERE lease IS NOT NULL LIMIT 1").fetchone() is not None
+
+
 def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
     """Return one job's columns by name, in their stored form.
 

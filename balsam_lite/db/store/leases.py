@@ -22,7 +22,7 @@ from ..engine.binding import renew_id
 from ..engine.connection import AT_WORK, Database
 from ..engine.schema import sql_list
 from ..query import queries
-from . import batch_jobs, claims
+from . import batch_jobs, claims, notifications
 from .exit_rules import JobFacts
 
 
@@ -172,6 +172,11 @@ def is_doubtful(lease: Lease, now_us: int, expiry_s: float, watch: Watch) -> boo
 def living(cx: sqlite3.Connection, expiry_s: float, watch: Watch | None = None) -> list[Lease]:
     """Return the open leases whose holders are not certainly dead, the oldest first."""
     return [lease for lease in open_leases(cx) if not is_dead(lease, expiry_s, watch)]
+
+
+def any_at_work(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> bool:
+    """Return whether a launcher or service is alive, by its process here or by the age of its heartbeat elsewhere."""
+    return any(not is_silent(lease, now_us, expiry_s) for lease in living(cx, expiry_s))
 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, expiry_s: float, watch: Watch) -> bool:
@@ -406,6 +411,7 @@ def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
     """
     cx.execute(f"DELETE FROM lease WHERE {IS_WAIT}")  # those processes wait for the original's jobs
     cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original
+    notifications.forget(cx)  # the original tells them
     found = open_leases(cx)
     jobs = sum(reap(cx, lease, now_us, _ORIGINAL_GOES_ON, counts_restart=False) for lease in found)
     renew_id(cx)

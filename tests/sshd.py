@@ -7,13 +7,15 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers import wait_until
+from helpers import ROOT, wait_until
 
 SSHD = "/usr/sbin/sshd"
 HOST = "far-away"  # known to the wrappers' configuration only
@@ -96,6 +98,24 @@ def remote_host(folder: Path, prefix: Sequence[str] = ()) -> Iterator[Remote]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@contextmanager
+def far_site(directory: str, name: str = "far") -> Iterator[Remote]:
+    """Register the DB in `directory` as a site on the other host, which runs until the end.
+
+    BALSAM_HOME names the registry. PATH has to be `path` of what this yields.
+    """
+    # `slurm_cluster.py` needs `helpers.py`, not this, where the package is not installed yet.
+    from balsam_lite.db.engine import registry
+
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as place, remote_host(Path(place)) as remote:
+        command = Path(place, "balsam")
+        words = shlex.join([sys.executable, "-m", "balsam_lite.cli"])
+        command.write_text(f'#!/bin/sh\nBALSAM_HOME={place}/home PYTHONPATH={ROOT} exec {words} "$@"\n')
+        command.chmod(0o755)
+        registry.add(directory, name, HOST, str(command))
+        yield remote
 
 
 def _wrappers(folder: Path) -> Path:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import click
 
+from ..core.growing_file import NOWHERE, Place, place_of_last_lines, read_on
 from ..db.engine import directories
 from . import output
 from .common import COUNT0, say
 from .group import BalsamCommand, option
 
 _PAUSE_S = 0.25
-_PIECE = 1 << 16
 
 
 @click.command(cls=BalsamCommand)
@@ -51,13 +51,6 @@ def log(ctx: click.Context, lines: int, no_follow: bool) -> None:
         follow_once(folder, places, show)
 
 
-class Place(NamedTuple):
-    """How far a file has been shown."""
-
-    inode: int
-    offset: int
-
-
 def log_files(folder: str) -> list[str]:
     """Return the paths of the logs in `folder`, by name."""
     try:
@@ -69,41 +62,26 @@ def log_files(folder: str) -> list[str]:
 def follow_once(folder: str, places: dict[str, Place], show: Callable[[str, bytes], None]) -> None:
     """Show what was written since the last call. A file that was replaced or truncated is shown from its beginning."""
     for path in log_files(folder):
-        places[path] = _news(path, places.get(path, Place(0, 0)), show)
+        places[path] = _news(path, places.get(path, NOWHERE), show)
     sys.stdout.flush()
 
 
 def _news(path: str, place: Place, show: Callable[[str, bytes], None]) -> Place:
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            offset = place.offset if found.st_ino == place.inode and found.st_size >= place.offset else 0
-            file.seek(offset)
-            while True:
-                piece = file.read(_PIECE)
-                if not piece:
-                    return Place(found.st_ino, offset)
-                show(path, piece)
-                offset += len(piece)
+        while True:
+            piece, place = read_on(path, place)
+            if not piece:
+                return place
+            show(path, piece)
     except OSError:  # rotated meanwhile
         return place
 
 
 def _last_lines(path: str, lines: int, show: Callable[[str, bytes], None]) -> Place:
     try:
-        with open(path, "rb") as file:
-            inode, end = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
-            start, tail = end, b""
-            while start > 0 and tail.count(b"\n") <= lines:
-                start = max(0, start - _PIECE)
-                file.seek(start)
-                tail = file.read(end - start)
+        return _news(path, place_of_last_lines(path, lines), show)
     except OSError:
-        return Place(0, 0)
-    last = tail.splitlines(keepends=True)[-lines:] if lines else []
-    if last:
-        show(path, b"".join(last))
-    return Place(inode, end)
+        return NOWHERE
 
 
 class _Shower:

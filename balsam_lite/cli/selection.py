@@ -19,6 +19,7 @@ from .common import ask_all_sites, pairs, progress_of, row_number
 from .group import ConditionOption, LaterOption, Option, SeparateOption, option
 
 if TYPE_CHECKING:
+    from ..db.engine.registry import SiteEntry
     from ..sites.interface import SiteInterface
 
 _T = TypeVar("_T")
@@ -37,13 +38,17 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def selection_options(*, without: Collection[str] = (), ids: type[Option] = SeparateOption) -> Callable[[_Function], _Function]:
+def selection_options(
+    *, without: Collection[str] = (), ids: type[Option] = SeparateOption, has_jobs: bool = False
+) -> Callable[[_Function], _Function]:
     """Give a command the options that choose jobs; it gets what was given as its parameter `chosen`, a `Selection`.
 
     Args:
         without: parameters to leave out, such as "wanted" where --state means something else.
         ids: the kind of the option --id, which takes several words unless the command has arguments as well.
+        has_jobs: the arguments of the command are jobs, as if each were given with --id.
     """
+    ids = Option if has_jobs else ids
     options = {
         "ids": option(
             "-i", "--id", "ids", cls=ids, multiple=True, metavar="JOB" if ids is Option else "JOB...",
@@ -87,11 +92,15 @@ def selection_options(*, without: Collection[str] = (), ids: type[Option] = Sepa
     def decorate(function: _Function) -> _Function:
         @wraps(function)
         def gathered(*args: Any, **values: Any) -> Any:
+            if has_jobs:
+                values["ids"] += values.pop("jobs")
             return function(*args, chosen=Selection({name: values.pop(name) for name in given}), **values)
 
         command: Any = gathered
         for name in reversed(given):
             command = options[name](command)
+        if has_jobs:
+            command = click.argument("jobs", nargs=-1, metavar="[JOB]...", shell_complete=completion.jobs)(command)
         return command
 
     return decorate
@@ -264,6 +273,10 @@ def _jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
     return [[row[name] for name in queries.CANDIDATE] for row in rows]
 
 
+#: `common.ask_all_sites` or `common.ask_sites`.
+Ask = Callable[[str, "Callable[[SiteInterface], Any]"], "list[tuple[SiteEntry, Any]]"]
+
+
 class ChosenJobs(NamedTuple):
     """The jobs that were chosen, at each of the sites that have any."""
 
@@ -272,10 +285,11 @@ class ChosenJobs(NamedTuple):
     of_sites: str  # " of NAME, NAME" where it is not clear which site is meant
 
     @classmethod
-    def find(cls, site: str, chosen: Selection) -> ChosenJobs:
+    def find(cls, site: str, chosen: Selection, ask: Ask = ask_all_sites) -> ChosenJobs:
         """Count the chosen jobs at each of the sites that --site names.
 
-        Without --site that is the active DB. If none is active, `balsam job …` means all sites, as in Balsam 0.7.
+        Without --site that is the active DB. If none is active, `balsam job …` means all sites, as in Balsam 0.7. With
+        `ask=ask_sites`, for commands that change nothing, sites that do not answer are left out with a warning.
 
         Raises:
             UnknownJob, AmbiguousJobId: a word of --id does not name one job. AmbiguousSite: several sites have jobs of these
@@ -283,17 +297,17 @@ class ChosenJobs(NamedTuple):
         """
         if not site and not digits_are_numbers():
             directories.find(click.get_current_context().find_root().obj)
-        words = [_whole_id(site, word) for word in chosen.ids]
+        words = [_whole_id(site, word, ask) for word in chosen.ids]
         numbers = {number: word for word in words if (number := number_in(word)) is not None}
         where = chosen.conditions(ids=words)
-        asked = [answer for _, answer in ask_all_sites(site, lambda one: (one, one.count("job", where)))]
+        asked = [answer for _, answer in ask(site, lambda one: (one, one.count("job", where)))]
         found = [(one, jobs) for one, jobs in asked if jobs]
         names = ", ".join(output.one_line(one.entry.name) for one, _ in found)
         if len(found) > 1 and numbers:
             raise AmbiguousSite(f"More than one site has jobs of these numbers: {names}", hint="Choose one with --site.")
         if not found and chosen:
             raise chosen.refuse_none([one for one, _ in asked])
-        _check_numbers(site, numbers)
+        _check_numbers(site, numbers, ask)
         return cls(where, found, f" of {names}" if site or len(found) > 1 else "")
 
     @property
@@ -312,19 +326,19 @@ class ChosenJobs(NamedTuple):
             yield there, f" of {output.one_line(there.entry.name)}" * bool(self.of_sites), done
 
 
-def _check_numbers(site: str, words: Mapping[int, str]) -> None:
+def _check_numbers(site: str, words: Mapping[int, str], ask: Ask) -> None:
     """Raise UnknownJob for a number, typed as a word, that no job of these sites has."""
     if words:
-        answers = ask_all_sites(site, lambda one: one.page({"id": list(words)}, ("id",), size=len(words)))
+        answers = ask(site, lambda one: one.page({"id": list(words)}, ("id",), size=len(words)))
         missing = words.keys() - {row["id"] for _, rows in answers for row in rows}
         if missing:
             queries.the_one(words[min(missing)], [])
 
 
-def _whole_id(site: str, word: str) -> str:
+def _whole_id(site: str, word: str, ask: Ask) -> str:
     """Return the UUID of the only job at these sites that a word names; a number stays as it is."""
     if number_in(word) is not None:
         return word
-    rows = [row for _, fitting in ask_all_sites(site, lambda one: _jobs_fitting(one, word)) for row in fitting]
+    rows = [row for _, fitting in ask(site, lambda one: _jobs_fitting(one, word)) for row in fitting]
     queries.the_one(word, rows)
     return str(rows[0][queries.CANDIDATE.index("job_id")])

@@ -131,6 +131,31 @@ def find(directory: str, output: str, job_id: str, is_generated: bool) -> str:
     return os.path.join(directory, output)
 
 
+def path_of(directory: str, file: str, output: str, job_id: str) -> str | None:
+    """Return the path of a file in a job's working directory, of its output wherever that is now; None if it is outside."""
+    inside = os.path.normpath(os.path.join(os.sep, file)).lstrip(os.sep)
+    if os.path.isabs(file) or os.path.normpath(file) != inside:
+        return None
+    return (
+        find(directory, output, job_id, is_generated(directory, job_id))
+        if inside == output
+        else os.path.join(directory, inside)
+    )
+
+
+def path_of_inode(path: str, inode: int) -> str | None:
+    """Return the path, or that of the file put aside from it, that has an inode; None if there is none."""
+    folder, name = os.path.split(path)
+    with suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            return path
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{name}.") and entry.inode() == inode:
+                return entry.path
+    return None
+
+
 def link_name(job_id: str, suffix: str = "out") -> str:
     """Return the name of a job's hidden link to its output, or to the log of its script."""
     return f".balsam-{job_id[:8]}.{suffix}"

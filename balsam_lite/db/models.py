@@ -629,13 +629,9 @@ class BalsamJob(StoredRecord):
         Raises:
             InputError: (a ValueError) there is no such file, or `fname` leads out of the directory.
         """
-        inside = os.path.normpath(os.path.join(os.sep, fname)).lstrip(os.sep)
-        if os.path.isabs(fname) or os.path.normpath(fname) != inside:
+        path = job_files.path_of(self.working_directory, fname, field_specs.output_name(self.name), self.job_id)
+        if path is None:
             raise InputError(f"{fname} is not in the working directory of job {self.cute_id}.")
-        directory = self.working_directory
-        path = os.path.join(directory, inside)
-        if inside == field_specs.output_name(self.name):
-            path = job_files.find(directory, inside, self.job_id, job_files.is_generated(directory, self.job_id))
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read()

@@ -183,6 +183,20 @@ class SiteInterface(Protocol):
         `outcome` is the `call.Outcome` of its last attempt, pickled, as base64; None if the attempt has stored none.
         """
 
+    def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
+        """Return a piece of the output of each of these jobs, or of another file in its working directory:
+
+        id, job_id, name, state, attempt, has_ended (it is over, and writes no more), path, data (as base64), error (why it
+        cannot be read, else ""), place ([job, attempt, inode, offset]): pass it to get the next piece, of an earlier attempt
+        first. Jobs that are gone are left out.
+
+        Args:
+            places: a list for each job: its `place`, or [job] alone for the last `lines` lines.
+
+        Raises:
+            InputError: `file` is not in the working directory.
+        """
+
     def service(self, verb: str) -> Row:
         """Run `start`, `stop` or `status` of the site's service: {"said": lines for people, …}.
 

@@ -123,6 +123,12 @@ class LocalSite:
 
         return jobs.result(self.database, job)
 
+    def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
+        """Return a piece of the output of each of these jobs."""
+        from . import outputs
+
+        return outputs.read(self.database, places, file, lines)
+
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:

@@ -295,6 +295,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 #: What is tried elsewhere or writes nothing into a DB, and why.
 OTHERS = {
     "app ls job ls ls which log notify plot queue ls site ls site sample-settings": "they only read",
+    "tail": "it only reads",
     "db info db check db count db salvage": "they only read this DB",
     "job kill job rerun": "other names of killjob and rerun",
     "login server": "old scripts call them; they do nothing",

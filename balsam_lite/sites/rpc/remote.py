@@ -76,6 +76,7 @@ class RemoteSite:
     rerun = _forwarded(SiteInterface.rerun)
     kill = _forwarded(SiteInterface.kill)
     result = _forwarded(SiteInterface.result)
+    outputs = _forwarded(SiteInterface.outputs)
     service = _forwarded(SiteInterface.service)
 
     # --- asking -------------------------------------------------------------------------------------------------------

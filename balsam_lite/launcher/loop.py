@@ -87,7 +87,7 @@ class Launcher:
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
         self._reaper, self._on_beat = reaper or Reaper(db, settings, clock), on_beat
-        self._notifier = notifier or Notifier(db.directory, settings, clock)
+        self._notifier = notifier or Notifier(db, settings, clock)
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
         self._exits: list[RunResult] = []  # ended, not yet in the database

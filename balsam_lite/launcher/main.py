@@ -134,7 +134,7 @@ class _Setup:
         self._db, self._found, self._settings, self._options, self._nodes = db, found, settings, options, nodes
         self._clock = SystemClock()
         self._reaper = Reaper(db, settings, self._clock, lost_lease)
-        self._notifier = Notifier(db.directory, settings, self._clock)
+        self._notifier = Notifier(db, settings, self._clock)
         self._lease = 0
 
     def run(self) -> int:

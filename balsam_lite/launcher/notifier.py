@@ -11,7 +11,7 @@ from ..core import states
 from ..core.clock import SECOND_US, Clock, iso_us, spoken
 from ..core.event_hook import HookProcess
 from ..core.settings import Settings
-from ..db.engine.connection import Connection
+from ..db.engine.connection import Connection, Database
 from ..db.store import leases, notifications
 from ..db.store.notifications import Pending
 
@@ -41,8 +41,8 @@ class Notifier:
     `look` is called in a write transaction, `send` when that is committed. Nothing blocks but `close`, for END_TIMEOUT_S.
     """
 
-    def __init__(self, db_directory: str, settings: Settings, clock: Clock) -> None:
-        self._directory, self._settings, self._clock = db_directory, settings, clock
+    def __init__(self, db: Database, settings: Settings, clock: Clock) -> None:
+        self._db, self._settings, self._clock = db, settings, clock
         self._hook = HookProcess(settings.ON_EVENT, settings.ON_EVENT_TIMEOUT_S) if settings.ON_EVENT else None
         self._found: list[tuple[str, Mapping[str, Any]]] = []  # to be added in the next transaction
         self._taken: list[Pending] = []  # in the transaction that is not committed yet
@@ -88,7 +88,8 @@ class Notifier:
         if self._taken:
             taken, self._taken = self._taken, []
             self._log(self._hook.close(_LAST_BUT_ONE_TIMEOUT_S))  # busy only at the end
-            trouble = self._hook.start([self.compose(pending) for pending in taken])
+            now_us = self._clock.now_us()
+            trouble = self._hook.start([composed(pending, self._db.directory, now_us) for pending in taken])
             self._log([trouble] if trouble else [])
 
     def close(self) -> None:
@@ -100,13 +101,9 @@ class Notifier:
         for line in lines:
             log.warning("%s", line)
 
-    def compose(self, pending: Pending) -> dict[str, Any]:
-        """Return the notification: what ON_EVENT gets on its stdin."""
-        return composed(pending, self._directory, self._clock.now_us())
-
 
 def composed(pending: Pending, db_directory: str, now_us: int) -> dict[str, Any]:
-    """Return a notification as JSON; `docs/json.rst` documents the keys."""
+    """Return a notification: what ON_EVENT gets on its stdin. `docs/json.rst` documents the keys."""
     notification: dict[str, Any] = {
         "event": pending.kind,
         "text": described(pending),

@@ -173,7 +173,7 @@ class Service:
         self._queues, self._lease, self._clock = queues, lease, clock
         self._policy, self._policy_trouble = policy, ""
         self._reaper = Reaper(db, settings, clock)
-        self.notifier = Notifier(db.directory, settings, clock)
+        self.notifier = Notifier(db, settings, clock)
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, SubmissionPause] = {}
         self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone

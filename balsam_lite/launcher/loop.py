@@ -109,7 +109,7 @@ class Launcher:
         self._complain_at = 0.0  # when to log again that the DB cannot be used
         self._database_trouble = ""  # why it cannot be used
         self._look_at = self._explain_at = 0.0
-        self._explained: list[str] = []
+        self.explained: list[str] = []  # why jobs wait though the launcher has nothing to do, as it was last logged
         self._outlook_at, self._started_us = 0.0, clock.now_us()
         #: Why jobs may still come while the launcher is idle, in words; "" while it is not idle.
         self.awaited = ""
@@ -536,22 +536,22 @@ class Launcher:
         self._explain_at = now + _EXPLAIN_PERIOD_S
         try:
             reasons = self.obstacles.survey(self.filter())
-            if reasons != self._explained:
+            if reasons != self.explained:
                 with self._db.write() as cx:
                     note = notes.as_note(self.obstacles.by_shape, self.pause.reason)
                     leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
         except DatabaseError:  # the next tick reports it
             return
-        if reasons != self._explained:
+        if reasons != self.explained:
             for reason in reasons:
                 log.info("Nothing to start: %s", reason)
-        self._explained = reasons
+        self.explained = reasons
 
     def _stop_killed(self, held: set[int]) -> None:
         self._steps.stop(self._steps.jobs - held, self._settings.USER_KILL_GRACE_S)
         gone = (self._runner.jobs | self._runner.queued_jobs) - held
         if gone:
-            log.info("Killed by the user: %d job(s).", len(gone))
+            log.info("Killed by the user: %d job(s), the first is %s.", len(gone), self._label(min(gone)))
             self._runner.stop(gone, states.RUN_ERROR, self._settings.USER_KILL_GRACE_S)
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -593,8 +593,9 @@ class Launcher:
         self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * cost_s, self._quiet.interval_s)
         if not awaited and limits.idle_ttl_s is not None:
             self.stop("every job has ended" if self.tally.is_used else f"every job{scope} had ended before it started")
-        elif awaited != self.awaited and limits.idle_ttl_s is not None:
-            log.info("Nothing to start; waiting up to %g s for %s.", limits.idle_ttl_s, awaited)
+        elif (awaited or "new jobs") != self.awaited:
+            at_most = "" if limits.idle_ttl_s is None else f" up to {limits.idle_ttl_s:g} s"
+            log.info("Nothing to start; waiting%s for %s.", at_most, awaited or "new jobs")
         self.awaited = awaited or "new jobs"
 
     def _is_hopeless(self, now: float) -> bool:
@@ -607,6 +608,11 @@ class Launcher:
         told, told_us = self._runner.jobs, self._clock.now_us()
         self._runner.stop(told | self._runner.queued_jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
+        if told or self._steps.jobs:
+            log.info(
+                "Told %d running job(s) and %d step(s) to end; what runs after %g s is killed.",
+                len(told), len(self._steps.jobs), self._settings.KILL_GRACE_S,
+            )  # fmt: skip
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
         retry_at, complaint, is_announced = self._clock.monotonic(), "", False
         while self._has_work:

@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-from ..core import daemon, import_guard
+from ..core import daemon, import_guard, states
 from ..core.clock import SECOND_US, Clock, SystemClock
 from ..core.errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseGone, LostLease
 from ..core.process_table import Holder, sees_processes
@@ -24,7 +24,7 @@ from ..db.engine import directories
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
-from ..db.query import queries, wait_reasons
+from ..db.query import queries, select, wait_reasons
 from ..db.query.queries import BatchRow
 from ..db.store import leases, notifications
 from ..schedulers.environ import Allocation
@@ -35,7 +35,7 @@ from .exec.run_file import RunFiles, end_own_runs, forget
 from .exec.spawner import Alarm, Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
-from .notifier import Notifier
+from .notifier import Notifier, counted
 from .placement import NodePool
 from .reaper import Reaper
 from .reporting import Limits, Progress
@@ -59,6 +59,9 @@ _RETRY_PERIOD_S = 1.0
 
 #: A batch system signals every process of a batch job, and the process that started this one passes it on: one signal, twice.
 _SAME_SIGNAL_S = 1.0
+
+#: Maximum number of causes of failures in the last words of a launcher.
+_MAX_SHOWN_CAUSES = 5
 
 
 class Nodes:
@@ -208,7 +211,7 @@ class _Setup:
             exit_grace = exit_grace_s(len(found.nodes))
             runner = cast(Runner, ExitGraceRunner(runner, clock, exit_grace))
             step_doubt_s = partial(hold_back_s, exit_grace_s=exit_grace)
-        progress = Progress(db)
+        progress = Progress(db, limits)
         steps = Steps(
             context,
             spawner,
@@ -266,10 +269,12 @@ class _Setup:
         }
 
     def _close(self, launcher: Launcher, context: Context, limits: Limits) -> int:
-        """Report what is left and close the lease; return the exit code."""
+        """Close the lease and report what was done, what failed and what is left; return the exit code."""
+        left: list[str] = []
+        failures: list[str] = []
         try:
-            for reason in launcher.obstacles.survey(launcher.filter()):
-                _say(f"Left: {reason}")
+            left = launcher.obstacles.survey(launcher.filter())
+            failures = self._failures(launcher, limits)
             with self._db.write() as cx:
                 note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
                 end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
@@ -286,7 +291,19 @@ class _Setup:
             )
         forget(context.db_directory, context.mark)
         _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
+        for line in [*failures, *(f"Left: {reason}" for reason in left)]:
+            _say(line)
         return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
+
+    def _failures(self, launcher: Launcher, limits: Limits) -> list[str]:
+        """Return a line with the causes of the failures in the launcher's filter, if jobs failed here."""
+        if not launcher.tally.jobs[states.FAILED]:
+            return []
+        with self._db.read() as cx:
+            causes = select.count_failures(cx, limits.conditions)
+        shown = counted(dict(list(causes.items())[:_MAX_SHOWN_CAUSES]))
+        more = len(causes) - _MAX_SHOWN_CAUSES
+        return [f"FAILED jobs{limits.scope} by cause: {shown}{f' and {more} more causes' if more > 0 else ''}"]
 
     def _limits(self) -> Limits:
         found, options, clock = self._found, self._options, self._clock

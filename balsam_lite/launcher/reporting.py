@@ -1,24 +1,33 @@
-"""What a launcher reports: why jobs wait, its counts, and one live line on a terminal."""
+"""What a launcher tells: why jobs wait, its counts, and its progress."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sized
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..core import daemon, states
+from ..core.clock import spoken
 from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
-from ..db.query import demand, queries, select
+from ..db.query import demand, select
 from ..db.query.demand import Scope
+from ..db.query.filters import condition_on_text
 from ..db.store import claims, held_back, large_writes
 from ..db.store.claims import Filter, Shape
 from .exec.trouble import Pause, Setbacks
 from .placement import NodePool
 
+log = logging.getLogger(__name__)
+
+#: Maximum number of reasons that are written above the progress line at once.
+_MAX_TOLD = 5
+#: The final states that are counted apart in the progress of a launcher.
+_SHOWN_ENDS = ((states.FAILED, "failed"), (states.USER_KILLED, "killed"))
 _NO_PLACE = "waits for a free place"
 _LARGE_WRITE = "waits for the end of a change of very many jobs"
 _RUNS_APART = "runs apart from other jobs, as its launchers died while it ran"
@@ -40,6 +49,16 @@ class Limits(NamedTuple):
     def scope(self) -> Scope:
         """Return which jobs it takes, at any cost in nodes and time."""
         return Scope(self.workflow, self.tags, self.launch if self.launch_only else None)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Return the same as conditions of `db.query.filters`."""
+        where = {} if self.workflow is None else condition_on_text("workflow", self.workflow)
+        if self.tags:
+            where["tags"] = dict(self.tags)
+        if self.launch_only:
+            where["queued_launch_id"] = self.launch
+        return where
 
 
 class Obstacles:
@@ -147,20 +166,20 @@ def _listed(counts: Iterable[tuple[int, str]]) -> str:
     return ", ".join(f"{number} {name}" for number, name in counts if number)
 
 
-# --- the live line ----------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 class RecentRate:
     """A rate per second, over the last minute.
 
     Args:
-        now: when the count was 0, on the monotonic clock.
+        now: when the count was `count`, on the monotonic clock.
     """
 
     _WINDOW_S = 60.0
 
-    def __init__(self, now: float) -> None:
-        self._counts = deque([(now, 0)])  # the first is the newest one that is a minute old, if there is one
+    def __init__(self, now: float, count: int = 0) -> None:
+        self._counts = deque([(now, count)])  # the first is the newest one that is a minute old, if there is one
 
     def note(self, now: float, count: int) -> None:
         """Record the present count."""
@@ -176,10 +195,10 @@ class RecentRate:
 
 
 class Reporter(Protocol):
-    """The properties of a launcher that the live line shows."""
+    """The properties of a launcher that its progress shows."""
 
-    tally: Tally
     awaited: str
+    explained: list[str]
 
     @property
     def trouble(self) -> str:
@@ -187,17 +206,24 @@ class Reporter(Protocol):
 
 
 class Progress:
-    """One live line on a terminal: finished, failed and running jobs, their rate, the event awaited. Elsewhere nothing."""
+    """What a launcher tells while it runs: one live line on a terminal, and the same in the log at growing intervals."""
 
     _PERIOD_S, _TOLD_PERIOD_S = 0.5, 60.0
+    #: The first and the longest interval of log lines, in seconds. Each is twice the one before; another wait begins anew.
+    _FIRST_LOG_S, _MAX_LOG_S = 30.0, 1800.0
+    #: Counting the jobs of a filter by tags reads them: keep its share of the time below 1/N.
+    _SPACING = 50
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._shown_at = time.monotonic()
-        self._rate = RecentRate(self._shown_at)
+    def __init__(self, db: Database, limits: Limits) -> None:
+        self._db, self._where = db, limits.conditions
+        now = time.monotonic()
+        self._show_at, self._log_s = now + self._PERIOD_S, self._FIRST_LOG_S
+        self._log_at = now + self._log_s
+        self._rate: RecentRate | None = None
         self._on = sys.stderr.isatty()
         self._launcher: Reporter | None = None
-        self._told, self._told_at = "", 0.0
+        self._told, self._told_at = [""], 0.0
+        self._awaited = ""
         self._runner: Sized | None = None
 
     def watch(self, launcher: Reporter, runner: Sized) -> None:
@@ -205,44 +231,72 @@ class Progress:
         self._launcher, self._runner = launcher, runner
 
     def around(self, wait: Callable[[float], object]) -> Callable[[float], object]:
-        """Return `wait` preceded by an update of the line."""
-        if not self._on:
-            return wait
+        """Return `wait` preceded by what is to be told."""
 
-        def wait_and_show(seconds: float) -> None:
-            if self._on and time.monotonic() - self._shown_at >= self._PERIOD_S:
-                self._show()
+        def tell_and_wait(seconds: float) -> None:
+            now = time.monotonic()
+            if self._on and now >= self._show_at:
+                self._show(now)
+            if now >= self._log_at:
+                self._log(now)
             wait(seconds)
 
-        return wait_and_show
+        return tell_and_wait
 
-    def _show(self) -> None:
-        self._shown_at = time.monotonic()
+    def _show(self, now: float) -> None:
+        self._tell(now)
+        line = self.line(now)
+        self._show_at = now + max(self._PERIOD_S, self._SPACING * (time.monotonic() - now))
+        if line:
+            width = _width()
+            self._on = daemon.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
+
+    def _log(self, now: float) -> None:
+        assert self._launcher is not None
+        if self._launcher.awaited != self._awaited:
+            self._awaited, self._log_s = self._launcher.awaited, self._FIRST_LOG_S
+        line = self.line(now)
+        if line:
+            log.info("Progress: %s", line)
+        self._log_s = min(2 * self._log_s, self._MAX_LOG_S)
+        self._log_at = now + self._log_s
+
+    def line(self, now: float) -> str:
+        """Return how far the jobs of the launcher's filter are, whoever runs them; "" while the DB cannot be read.
+
+        Args:
+            now: on the monotonic clock.
+        """
         assert self._launcher is not None and self._runner is not None
-        self._tell(self._launcher.trouble)
         try:
             with self._db.read() as cx:
-                counts = select.count_states(cx)
+                counts = select.count_states(cx, self._where)
         except BalsamError:
-            return
-        waiting = sum(counts.get(state, 0) for state in queries.WAITING_STATES)
-        jobs = self._launcher.tally.jobs
-        self._rate.note(self._shown_at, sum(jobs.values()))
-        line = f"{jobs[states.JOB_FINISHED]} finished, {len(self._runner)} running, {waiting} waiting"
-        line += f", {jobs[states.FAILED]} failed"
-        line += f", {jobs[states.USER_KILLED]} killed" if jobs[states.USER_KILLED] else ""
-        line += f", {self._rate.per_s:.1f} jobs/s"
-        line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
-        width = _width()
-        self._on = daemon.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
+            return ""
+        ended = sum(counts.get(state, 0) for state in states.END_STATES)
+        total = sum(counts.values())
+        self._rate = self._rate or RecentRate(now, ended)
+        self._rate.note(now, ended)
+        rate = max(self._rate.per_s, 0.0)  # jobs may have been put back or removed
+        percent = f" ({100 * ended // total} %)" if total else ""
+        words = [f"{ended} of {total} ended{percent}"]
+        words += [f"{counts[state]} {name}" for state, name in _SHOWN_ENDS if counts.get(state)]
+        words.append(f"{len(self._runner)} running")
+        if self._launcher.awaited:
+            return f"{', '.join(words)}; waits for {self._launcher.awaited}"
+        words.append(f"{rate:.1f} jobs/s")
+        words += [f"about {spoken(max((total - ended) / rate, 1))} left"] if rate and total > ended else []
+        return ", ".join(words)
 
-    def _tell(self, trouble: str) -> None:
-        """Write above the line why nothing can start, at most once a minute unless the reason has changed."""
-        is_due = trouble != self._told or self._shown_at - self._told_at >= self._TOLD_PERIOD_S
-        if trouble and is_due:
+    def _tell(self, now: float) -> None:
+        """Write above the line why nothing can start: again when that changes, and trouble once a minute."""
+        assert self._launcher is not None
+        trouble = self._launcher.trouble
+        reasons = [trouble] if trouble else [f"Nothing to start: {reason}" for reason in self._launcher.explained]
+        if reasons and (reasons != self._told or (trouble and now - self._told_at >= self._TOLD_PERIOD_S)):
             self.clear()
-            self._on = daemon.write_stderr(f"{trouble}\n")
-            self._told, self._told_at = trouble, self._shown_at
+            self._on = daemon.write_stderr("".join(f"{reason}\n" for reason in reasons[:_MAX_TOLD]))
+            self._told, self._told_at = reasons, now
 
     def clear(self) -> None:
         """Erase the line."""

@@ -18,7 +18,8 @@ from balsam_lite.db.query import demand, queries
 from balsam_lite.db.query.demand import Scope, what_may_come
 from balsam_lite.db.store import batch_jobs, claims, counters, insert, leases, user_actions
 from balsam_lite.db.store.claims import Filter
-from balsam_lite.launcher.reporting import RecentRate, Tally
+from balsam_lite.launcher import reporting
+from balsam_lite.launcher.reporting import Limits, Progress, RecentRate, Tally
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import LaunchRequest
 
@@ -332,3 +333,61 @@ def test_a_launch_that_left_no_job_has_no_reason(bench, monkeypatch):
     bench.add([{"application": "good"}])
     ended = launched(bench, monkeypatch)
     assert (ended["state"], ended["exit_code"], ended["reason"]) == ("finished", 0, "")
+
+
+# --- progress and last words ------------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """A launcher that waits for something."""
+
+    awaited, trouble, explained = "", "", ()
+
+
+def progress_of(db, **limits):
+    fields = {"workflow": None, "serial_only": True, "ends_at": None, "idle_ttl_s": 1.0}
+    made = Progress(db, Limits(**{**fields, **limits}))
+    made.watch(StandIn(), [1, 2])
+    return made
+
+
+def test_progress_has_total_percent_rate_and_time_left_of_the_jobs_of_the_filter(db):
+    add(db, *[{"workflow": "w1"}] * 2, *[{"workflow": "w2", "tags": {"k": "v"}}] * 6)
+    of_all, of_one, of_tag = progress_of(db), progress_of(db, workflow="w1*"), progress_of(db, tags=(("k", "v"),))
+    assert of_all.line(100.0) == "0 of 8 ended (0 %), 2 running, 0.0 jobs/s"
+    user_actions.kill(db, [1, 2, 3, 4])
+    assert of_all.line(140.0) == "4 of 8 ended (50 %), 4 killed, 2 running, 0.1 jobs/s, about 40 s left"
+    assert of_one.line(140.0) == "2 of 2 ended (100 %), 2 killed, 2 running, 0.0 jobs/s"
+    assert of_tag.line(140.0) == "2 of 6 ended (33 %), 2 killed, 2 running, 0.0 jobs/s"
+    of_all._launcher.awaited = "new jobs"
+    assert of_all.line(141.0) == "4 of 8 ended (50 %), 4 killed, 2 running; waits for new jobs"
+
+
+def test_progress_is_logged_at_growing_intervals_also_without_a_terminal(db, monkeypatch, caplog):
+    now = [1000.0]
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    progress = progress_of(db)
+    logged = []
+    with caplog.at_level("INFO", "balsam_lite"):
+
+        def nap(seconds):
+            if len(caplog.records) > len(logged):
+                logged.append(now[0] - 1000)
+            now[0] += seconds
+
+        wait = progress.around(nap)
+        while now[0] < 1500:
+            wait(1.0)
+    assert logged == [30, 90, 210, 450]
+
+
+def test_the_last_words_are_jobs_then_attempts_then_failures_by_cause_then_what_is_left(bench):
+    bench.app("good", "true")
+    bench.app("bad", "sh -c 'exit 3'")
+    bench.add([{"application": "good"}, {"application": "bad", "max_retries": 1}, {"application": "good", "num_nodes": 99}])
+    assert bench.run("--nodes", "1") == 0
+    lines = [line.partition("] ")[2] for line in said(bench).splitlines()]
+    last = lines[lines.index(next(line for line in lines if line.startswith("Launcher ends"))) :]
+    assert last[0].endswith("): 1 JOB_FINISHED, 1 FAILED; 3 attempts: 1 done, 2 failed")
+    assert last[1] == "FAILED jobs by cause: exit code 3 (1)"
+    assert last[2].startswith("Left: 1 waiting job(s)")

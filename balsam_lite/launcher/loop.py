@@ -18,8 +18,8 @@ from ..core.settings import Settings
 from ..db.engine.connection import Connection, Database
 from ..db.engine.filesystem import LOCAL
 from ..db.query import queries
-from ..db.query import wait_reasons as notes
 from ..db.query.demand import FIRST_JOB, what_may_come
+from ..db.query.takers import NO_JOB
 from ..db.store import claims, held_back, large_writes, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Filter, RunResult, Shape
@@ -53,8 +53,6 @@ _COMPLAINT_PERIOD_S = 60.0
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after this many seconds.
 _RETRY_PERIOD_S = 1.0
-#: The reasons why nothing else starts while suspects run, and nothing before them when they have waited for long.
-_APART = "waits until jobs have ended that run apart from others"
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
 #: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
@@ -128,10 +126,10 @@ class Launcher:
         self._drains = False  # starts nothing else, since suspects have waited for long
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
-        self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks)
+        self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks, clock)
         self._steps_done = 0
         self._well_at = now  # when a run or step has ended, or the trouble began
-        self._noted_trouble = ""  # the trouble that the lease's note reports
+        self._noted = self.obstacles.state  # the state that the lease's note reports
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +219,7 @@ class Launcher:
         with self._db.write() as cx:
             before = queries.end_counts(cx)
             beat_at = self._beat(cx, now_us)
-            self._note_trouble(cx, now_us)
+            self._write_note(cx, now_us)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             self._has_large_write = large_writes.is_any(cx)
@@ -288,7 +286,7 @@ class Launcher:
             to_run, to_prepare = claims.take_suspects(cx, self._lease, room, self.filter(), group, now_us)
             steps = [*step_store.settle_suspects(cx, self._lease, group, room.preparations, now_us), *to_prepare]
             self._runs_suspects = bool(to_run or steps)
-        self.obstacles.apart = _APART if self._runs_suspects or self._drains else ""
+        self.obstacles.is_apart = self._runs_suspects or self._drains
         if self._runs_suspects:
             log.info("Running %d job(s) apart from others: their launchers died while they ran.", len(to_run) + len(steps))
         return to_run, steps
@@ -409,11 +407,11 @@ class Launcher:
             if line:
                 log.warning("%s", line)
 
-    def _note_trouble(self, cx: Connection, now_us: int) -> None:
-        """Write to the lease's note why nothing starts, and remove the reason when the trouble is over."""
-        if self.pause.reason != self._noted_trouble:
-            leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles.by_shape, self.pause.reason))
-            self._noted_trouble = self.pause.reason
+    def _write_note(self, cx: Connection, now_us: int) -> None:
+        """Write to the lease's note what the launcher takes, if that has changed: because of trouble, or of a lost node."""
+        if self.obstacles.state != self._noted:
+            leases.heartbeat(cx, self._lease, now_us, self.obstacles.note())
+            self._noted = self.obstacles.state
 
     def _look_after_the_queue(self) -> None:
         """Start queued jobs at free placements. Withdraw them if none gets one: another launcher may be free."""
@@ -536,10 +534,6 @@ class Launcher:
         self._explain_at = now + _EXPLAIN_PERIOD_S
         try:
             reasons = self.obstacles.survey(self.filter())
-            if reasons != self.explained:
-                with self._db.write() as cx:
-                    note = notes.as_note(self.obstacles.by_shape, self.pause.reason)
-                    leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
         except DatabaseError:  # the next tick reports it
             return
         if reasons != self.explained:
@@ -574,7 +568,7 @@ class Launcher:
             if self._has_setbacks() or self._awaits_start():
                 self._idle_since = now
             else:
-                no_job = self.awaited.replace(FIRST_JOB, notes.NO_JOB) + " came"
+                no_job = self.awaited.replace(FIRST_JOB, NO_JOB) + " came"
                 self.stop(no_job if self.awaited.startswith(FIRST_JOB) else "nothing came that it can run")
         elif now >= self._outlook_at:
             self._look_ahead(now)

@@ -24,8 +24,9 @@ from ..db.engine import directories
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
-from ..db.query import queries, select, wait_reasons
+from ..db.query import queries, select
 from ..db.query.queries import BatchRow
+from ..db.query.takers import as_end_reason
 from ..db.store import leases, notifications
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
@@ -168,7 +169,6 @@ class _Setup:
         freed = self._patiently(self._reaper.reap)
         if freed:
             log.info("Freed %d job(s) of dead launchers.", freed)
-        self._patiently(self._beat)  # and what had to end first, too
         with Alarm() as alarm:
             return self._run(context, alarm)
 
@@ -194,9 +194,9 @@ class _Setup:
                 is_told = True
             self._clock.sleep(_RETRY_PERIOD_S)
 
-    def _beat(self) -> None:
+    def _beat(self, note: str | None = None) -> None:
         with self._db.write() as cx:
-            leases.heartbeat(cx, self._lease, self._clock.now_us())
+            leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
 
     def _run(self, context: Context, alarm: Alarm) -> int:
         db, settings, found, clock = self._db, self._settings, self._found, self._clock
@@ -225,6 +225,7 @@ class _Setup:
         launcher = Launcher(
             db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat, self._notifier
         )
+        self._patiently(partial(self._beat, launcher.obstacles.note()))  # what had to end first may have taken minutes, too
         self._notifier.add(notifications.LAUNCH_STARTED, self._facts(limits))
         progress.watch(launcher, runner)
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
@@ -276,9 +277,8 @@ class _Setup:
             left = launcher.obstacles.survey(launcher.filter())
             failures = self._failures(launcher, limits)
             with self._db.write() as cx:
-                note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
-                end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
-                leases.close_lease(cx, self._lease, self._clock.now_us(), end_reason, note)
+                end_reason = as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
+                leases.close_lease(cx, self._lease, self._clock.now_us(), end_reason, launcher.obstacles.note())
                 ended = {"states": +launcher.tally.jobs, "left": launcher.obstacles.left, "reason": launcher.stop_reason}
                 self._notifier.add(notifications.LAUNCH_ENDED, {**self._facts(limits), **ended})
                 self._notifier.look(cx, ends=True)

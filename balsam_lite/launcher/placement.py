@@ -6,15 +6,14 @@ several nodes takes them whole. A GPU belongs to its jobs from start to end and 
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
 from typing import NamedTuple
 
+from ..db.query.catalogue import text_of
+from ..db.query.takers import EPSILON, Cost, MpiRules, NodeKind, cost_of, nodes_obstacle
 from ..db.store.claims import Shape
-
-#: Shares are sums of fractions such as 1/3; ignore rounding errors of this size.
-_EPSILON = 1e-6
 
 
 class Placement(NamedTuple):
@@ -25,42 +24,7 @@ class Placement(NamedTuple):
     shape: Shape
 
 
-class Cost(NamedTuple):
-    """The share, GPUs and CPUs that a job of some shape takes of each of its nodes."""
-
-    share: float  # of the node
-    gpus: float  # below 1: a part of one GPU; else whole ones
-    cpus: int = 0  # 0: those of its share of the node
-
-
 _NOTHING = Cost(0.0, 0.0)
-
-
-class MpiRules(NamedTuple):
-    """The abilities of the machine's MPI start command."""
-
-    starts_all: bool = False  # it also starts jobs of one rank
-    shares_nodes: bool = True  # several of its runs may be on one node
-    most: int = 1000  # runs at once
-
-    def starts(self, shape: Shape) -> bool:
-        """Return whether jobs of that shape are started by the MPI command."""
-        return self.starts_all or not shape.is_serial
-
-
-def cost_of(shape: Shape, mpi: MpiRules | None = None) -> Cost:
-    """Return the cost of a job on each of its nodes. A job of several nodes takes all of each; packing is for one node.
-
-    >>> cost_of(Shape(1, 1, 4, 0.5))
-    Cost(share=0.25, gpus=0.5, cpus=0)
-    >>> cost_of(Shape(1, 8, 4, 0), MpiRules(shares_nodes=False))
-    Cost(share=1.0, gpus=0, cpus=8)
-    """
-    gpus = shape.gpus_per_rank * shape.ranks_per_node
-    alone = shape.num_nodes > 1 or (mpi is not None and mpi.starts(shape) and not mpi.shares_nodes)
-    share = 1.0 if alone else 1.0 / shape.node_packing_count
-    cpus = shape.ranks_per_node if shape.ranks_per_node > 1 else 0
-    return Cost(share, gpus if gpus < 1 else float(math.ceil(gpus - _EPSILON)), cpus)
 
 
 class Node:
@@ -76,9 +40,14 @@ class Node:
         self.jobs = 0
         self.is_closed = False
 
+    @property
+    def kind(self) -> NodeKind:
+        """Return its CPUs and GPUs; on a share of a host ranks may be more than CPUs."""
+        return NodeKind(1, self.cpus if self.name else None, len(self.gpu_load))
+
     def room_for(self, cost: Cost, besides: Cost = _NOTHING) -> int:
         """Return how many more jobs of that cost fit if `besides` stays reserved for another job."""
-        room = 0 if self.is_closed else int((1.0 - besides.share - self.used + _EPSILON) / cost.share)
+        room = 0 if self.is_closed else int((1.0 - besides.share - self.used + EPSILON) / cost.share)
         if cost.cpus and self.name:
             room = min(room, (self.cpus - besides.cpus - self.cpus_used) // cost.cpus)
         if cost.gpus and besides.gpus:
@@ -86,9 +55,9 @@ class Node:
         if room <= 0 or not cost.gpus:
             return max(room, 0)
         if cost.gpus < 1:
-            by_gpu = sum(int((1.0 - load + _EPSILON) / cost.gpus) for load in self.gpu_load.values())
+            by_gpu = sum(int((1.0 - load + EPSILON) / cost.gpus) for load in self.gpu_load.values())
         else:
-            by_gpu = sum(load < _EPSILON for load in self.gpu_load.values()) // int(cost.gpus)
+            by_gpu = sum(load < EPSILON for load in self.gpu_load.values()) // int(cost.gpus)
         return min(room, by_gpu)
 
     def add(self, cost: Cost) -> tuple[str, ...]:
@@ -100,11 +69,11 @@ class Node:
             return ()
         if cost.gpus < 1:
             # The fullest that still has room: a GPU without jobs stays free for a job that wants it whole.
-            fitting = [gpu for gpu, load in self.gpu_load.items() if load + cost.gpus <= 1.0 + _EPSILON]
+            fitting = [gpu for gpu, load in self.gpu_load.items() if load + cost.gpus <= 1.0 + EPSILON]
             chosen = (max(fitting, key=self.gpu_load.__getitem__),)
             self.gpu_load[chosen[0]] += cost.gpus
             return chosen
-        free = [gpu for gpu, load in self.gpu_load.items() if load < _EPSILON]
+        free = [gpu for gpu, load in self.gpu_load.items() if load < EPSILON]
         taken = tuple(free[: int(cost.gpus)])
         self.gpu_load.update(dict.fromkeys(taken, 1.0))
         return taken
@@ -116,7 +85,7 @@ class Node:
         self.cpus_used -= cost.cpus
         for gpu in gpus:
             left = self.gpu_load[gpu] - cost.gpus
-            self.gpu_load[gpu] = left if left > _EPSILON else 0.0
+            self.gpu_load[gpu] = left if left > EPSILON else 0.0
 
 
 class NodePool:
@@ -129,7 +98,7 @@ class NodePool:
     def __init__(self, nodes: Iterable[Node], mpi: MpiRules | None = None) -> None:
         self.nodes = list(nodes)
         self._mpi = mpi
-        self._mpi_runs = 0
+        self._mpi_runs = self._closed = 0
         self._costs: dict[Shape, Cost] = {}
         self._never: dict[Shape, str] = {}  # why such jobs cannot run here
         self._start: dict[Shape, int] = {}  # the nodes before it are full for that shape
@@ -144,7 +113,7 @@ class NodePool:
     @property
     def has_room(self) -> bool:
         """Return whether a part of any node is free."""
-        return any(node.used < 1.0 - _EPSILON and not node.is_closed for node in self.nodes)
+        return any(node.used < 1.0 - EPSILON and not node.is_closed for node in self.nodes)
 
     @property
     def is_reserving(self) -> bool:
@@ -210,12 +179,14 @@ class NodePool:
         if shape is None:
             self._reserved = frozenset()
             return
-        fitting = [n for n, node in enumerate(self.nodes) if not (node.is_closed or self._why_never(node, shape))]
+        cost = self._cost_of(shape)
+        fitting = [n for n, node in enumerate(self.nodes) if not (node.is_closed or node.kind.lacks(cost))]
         self._reserved = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
 
     def close(self, number: int) -> None:
         """Start nothing on a node any more, as it is lost. Its jobs are released as usual."""
         self.nodes[number].is_closed = True
+        self._closed += 1
         self._never.clear()
         if number in self._reserved:
             self.reserve_for(None)
@@ -224,27 +195,25 @@ class NodePool:
         """Return why a job of that shape cannot run here even if all nodes are free; "" if it can."""
         reason = self._never.get(shape)
         if reason is None:
-            reason = self._never[shape] = self._find_obstacle(shape)
+            obstacle = nodes_obstacle(self.kinds, shape, self._mpi)
+            reason = self._never[shape] = text_of(obstacle) if obstacle else ""
         return reason
 
-    def _find_obstacle(self, shape: Shape) -> str:
-        reasons = [self._why_never(node, shape) for node in self.nodes if not node.is_closed]
-        if shape.num_nodes > len(reasons):
-            return f"needs {shape.num_nodes} nodes, this launcher has {len(reasons)}"
-        fitting = reasons.count("")
-        if 0 < fitting < shape.num_nodes:
-            return f"{max(reasons)}, and only {fitting} of {len(reasons)} have enough, it needs {shape.num_nodes}"
-        return "" if fitting else max(reasons)
+    @property
+    def mpi(self) -> MpiRules | None:
+        """Return the rules for jobs that the MPI command starts; None if there is no such command."""
+        return self._mpi
 
-    def _why_never(self, node: Node, shape: Shape) -> str:
-        cost = self._cost_of(shape)
-        if cost.gpus > len(node.gpu_load) + _EPSILON:
-            most = max(len(other.gpu_load) for other in self.nodes)
-            return f"needs {cost.gpus:g} GPUs per node, the nodes of this launcher have {most}"
-        if node.name and cost.cpus > node.cpus:
-            most = max(other.cpus for other in self.nodes)
-            return f"needs {cost.cpus} ranks per node, the nodes of this launcher have {most} CPUs"
-        return ""
+    @property
+    def closed(self) -> int:
+        """Return how many nodes are closed."""
+        return self._closed
+
+    @property
+    def kinds(self) -> tuple[NodeKind, ...]:
+        """Return the nodes that are not closed, equal ones together."""
+        counts = Counter(node.kind for node in self.nodes if not node.is_closed)
+        return tuple(kind._replace(nodes=number) for kind, number in counts.items())
 
     def _cost_of(self, shape: Shape) -> Cost:
         cost = self._costs.get(shape)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, NamedTuple, Protocol
 
 from ..core import daemon, states
-from ..core.clock import spoken
+from ..core.clock import SECOND_US, Clock, spoken
 from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
 from ..db.query import demand, select
+from ..db.query.catalogue import make
 from ..db.query.demand import Scope
 from ..db.query.filters import condition_on_text
+from ..db.query.takers import Taker
 from ..db.store import claims, held_back, large_writes
 from ..db.store.claims import Filter, Shape
 from .exec.trouble import Pause, Setbacks
@@ -28,9 +30,13 @@ log = logging.getLogger(__name__)
 _MAX_TOLD = 5
 #: The final states that are counted apart in the progress of a launcher.
 _SHOWN_ENDS = ((states.FAILED, "failed"), (states.USER_KILLED, "killed"))
-_NO_PLACE = "waits for a free place"
-_LARGE_WRITE = "waits for the end of a change of very many jobs"
-_RUNS_APART = "runs apart from other jobs, as its launchers died while it ran"
+_NO_PLACE = make("no-place", running="").text
+_LARGE_WRITE = make("large-write").text
+_APART = make("apart").text
+_RUNS_APART = make("runs-apart", deaths="its launchers died while it ran").text
+_HELD_BACK = make("held-back", until="for some seconds", why=", as dependencies may follow").text
+_PARENTS = make("waits-for-parents", what="its parents", parent_id="").text
+_UNSETTLED = make("unsettled").text
 
 
 class Limits(NamedTuple):
@@ -64,42 +70,66 @@ class Limits(NamedTuple):
 class Obstacles:
     """The reasons why one launcher does not run jobs of a DB, as of the last `survey`."""
 
-    def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
+    def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks, clock: Clock) -> None:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
-        #: The shapes of waiting jobs that the launcher will not take, and why.
-        self.by_shape: list[tuple[Shape, str]] = []
-        #: Why the launcher starts nothing together with what it runs; "" if it does.
-        self.apart = ""
+        ends_at = limits.ends_at
+        self._ends_us = None if ends_at is None else clock.now_us() + int((ends_at - clock.monotonic()) * SECOND_US)
+        #: Whether the launcher starts nothing beside what it runs.
+        self.is_apart = False
         #: The number of jobs of its filter that the launcher would leave, by reason.
         self.left: Counter[str] = Counter()
+
+    def taker(self, minutes_left: float | None = None) -> Taker:
+        """Return which jobs the launcher takes now."""
+        limits = self._limits
+        return Taker(
+            "",
+            limits.scope,
+            self._pool.kinds,
+            limits.serial_only,
+            limits.no_mpi,
+            self._pool.mpi,
+            minutes_left,
+            limits.launch,
+            self._pause.reason,
+            self.is_apart,
+        )
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Return the part of `note` that changes; cheap."""
+        return self._pause.reason, self.is_apart, self._pool.closed
+
+    def note(self) -> str:
+        """Return which jobs the launcher takes, for the note of its lease: other processes tell from it why jobs wait."""
+        return self.taker().as_note(self._ends_us)
 
     def survey(self, only: Filter) -> list[str]:
         """Return a sentence for each kind of waiting job that this launcher did not take, with the reason."""
         reasons = []
-        self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
+        self.left = Counter(self._setbacks.reasons.values())
+        taker = self.taker(only.minutes_left)
         with self._db.read() as cx:
             has_lists = large_writes.has_lists(cx)
             for shape, jobs, shortest in claims.waiting(cx, only):
-                reason = self._why_not(shape, shortest, only)
+                reason = _why_not(taker, shape, shortest)
                 reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
-                passing = (_NO_PLACE, _LARGE_WRITE, self._pause.reason, self.apart)
-                self.by_shape += [(shape, reason)] * (reason not in passing)
                 words = " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
                 reasons.append(f"{jobs} waiting job(s) like {words}: {reason}")
                 self.left[reason] += jobs
             suspects = Counter(
-                self._why_not(Shape._make(one.entry.shape), one.entry.minutes, only) for one in claims.suspects_of(cx, only)
+                _why_not(taker, Shape._make(one.entry.shape), one.entry.minutes) for one in claims.suspects_of(cx, only)
             )
             counts = demand.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
             listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
         for reason, jobs in suspects.items():
-            reason = _RUNS_APART if reason in (_NO_PLACE, self.apart) else reason
+            reason = _RUNS_APART if reason in (_NO_PLACE, _APART) else reason
             self.left[reason] += jobs
             reasons.append(f"{jobs} waiting job(s) that ran when launchers died: {reason}")
         reasons += self._setbacks.summary
         if new_jobs > 0:
-            self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
+            self.left[_HELD_BACK] = new_jobs
             reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
         if listed:
             self.left[_LARGE_WRITE] += listed
@@ -109,8 +139,8 @@ class Obstacles:
         unsettled = sum(counts[state] for state in states.UNSETTLED_STATES)
         if unsettled:
             reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
-        self.left["waits for its parents"] = counts[states.AWAITING_PARENTS]
-        self.left["waits for its postprocess script or stage-out"] = unsettled
+        self.left[_PARENTS] = counts[states.AWAITING_PARENTS]
+        self.left[_UNSETTLED] = unsettled
         self.left = +self.left
         return reasons
 
@@ -120,17 +150,13 @@ class Obstacles:
         launch = limits.launch if limits.launch_only else None
         return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only, by_large_write)
 
-    def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
-        never = self._pool.never_fits(shape)
-        if only.serial_only and not shape.is_serial:
-            return self._limits.no_mpi
-        if never:
-            return never
-        if only.minutes_left is not None and only.minutes_left <= 0 and shortest <= claims.SHORT:
-            return "the launcher's time is up"
-        if only.minutes_left is not None and shortest > only.minutes_left:
-            return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
-        return self._pause.reason or self.apart or _NO_PLACE
+
+def _why_not(taker: Taker, shape: Shape, shortest: int) -> str:
+    """Return why a launcher does not start jobs of that shape, the shortest of which has that estimate."""
+    obstacles = [*taker.size_obstacles(shape), *taker.time_obstacles(shortest)]
+    if obstacles:
+        return make(obstacles[0].code, **{"more": " or more", **obstacles[0].values}).text
+    return taker.trouble or (_APART if taker.apart else _NO_PLACE)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from typing import NamedTuple, TypeVar
 from ..core.clock import Clock
 from ..core.errors import InputError, LaunchError
 from ..core.settings import Settings
+from ..db.query.takers import MpiRules
 from ..schedulers import environ as environ_of_batch
 from ..schedulers.environ import Allocation, NodeGpus, allocation, ask_end_us, ask_gpus
 from . import mpirun
 from .exec import hardware
 from .exec.hardware import deal_cpus
 from .exec.invocation import NO_MPI, MpiUse
-from .placement import MpiRules, Node, divide_host
+from .placement import Node, divide_host
 
 log = logging.getLogger(__name__)
 

@@ -495,13 +495,15 @@ class QuietReporter:
 
     def _reason(self, jobs: Sequence[int]) -> str:
         from ..core.settings import Settings
-        from ..db.query import wait_reasons
+        from ..db.query.reasons import why_nothing_happens
+        from ..service.surroundings import surroundings
 
         if not jobs:
             return ""
         try:
-            expiry_s = Settings.load(self.directory).LEASE_EXPIRY_S
+            settings = Settings.load(self.directory)
             with self._database.read() as cx:
-                return wait_reasons.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s, self._heartbeats)
+                around = surroundings(cx, self._database, settings, self._heartbeats)
+                return why_nothing_happens(cx, jobs, around)
         except BalsamError:  # the wait itself will raise it
             return ""

@@ -18,7 +18,7 @@ from ..core.files import replacing, write_new
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
-from ..db.query import queries, wait_reasons
+from ..db.query import queries, takers
 from ..db.query.queries import BatchRow
 from ..db.store import batch_jobs
 from .base import CANCELLED, GONE, BatchStatus, LaunchRequest, Scheduler, Submission, select, validated
@@ -244,7 +244,7 @@ def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, nati
     """Return the columns; if the batch job ended by itself, the reason includes the jobs that its launchers left."""
     if columns["ended"] is None or columns["state"] in (CANCELLED, GONE) or not native_id:
         return columns
-    left = wait_reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
+    left = takers.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
     return {**columns, "reason": "; ".join(filter(None, (columns["reason"], left)))}
 
 

@@ -31,10 +31,11 @@ from ..core.settings import Settings, SettingsWarning
 from ..db.engine import connection
 from ..db.engine.connection import Connection, Database
 from ..db.engine.filesystem import LOCAL
-from ..db.query import demand, queries
-from ..db.query import wait_reasons as reasons_of_launchers
+from ..db.query import demand, queries, takers
+from ..db.query.catalogue import text_of
 from ..db.query.demand import Work
 from ..db.query.queries import BatchRow
+from ..db.query.takers import Queue, full
 from ..db.store import batch_jobs, held_back, leases, notifications, pieces
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
@@ -45,7 +46,7 @@ from ..schedulers import base, submission
 from ..schedulers.base import LaunchRequest, Scheduler
 from . import packer
 from .packer import Launch, LaunchCapacity, LaunchChoice, UnplacedWork
-from .policy import PolicyFile, Queue
+from .policy import PolicyFile, margin_minutes
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,6 @@ _MAX_REFUSAL_S = 6 * 3600.0
 _LARGE_WRITES_S = 2.0
 #: Number of doublings after which even the shortest period exceeds these limits; 2.0**1024 overflows.
 _MAX_DOUBLINGS = 20
-#: Minutes that a launch needs to start.
-_START_MIN = 1
 #: Work for finishing what a dead launcher left: it takes no time, but needs a launcher.
 _TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
 #: Maximum number of lines of reasons that `status` keeps.
@@ -80,12 +79,8 @@ class SubmissionPause(NamedTuple):
 
     failures: int
     until: float  # on the monotonic clock
+    until_us: int  # by the wall clock, for other processes
     reason: str
-
-
-def margin_minutes(settings: Settings) -> int:
-    """Return the minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
-    return _START_MIN + math.ceil(settings.end_margin_s / 60)
 
 
 def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -> Survey:
@@ -115,15 +110,6 @@ def _taken_by(cx: Connection, row: BatchRow) -> tuple[Work, ...] | None:
     if row["prescheduled_only"] or row["filter_tags"] != "{}" or row["partitions"] != "[]":
         return ()
     return tuple(demand.of_workflows(cx, row["wf_filter"])) if row["wf_filter"] else None
-
-
-def full(queues: Iterable[Queue], launches: Mapping[str, int]) -> dict[str, str]:
-    """Return the queues that have as many launches as the policy allows, with that reason."""
-    return {
-        queue.name: f"{launches[queue.name]} of {queue.max_queued} launches are queued or running"
-        for queue in queues
-        if launches.get(queue.name, 0) >= queue.max_queued
-    }
 
 
 class Rehearsal(NamedTuple):
@@ -304,8 +290,9 @@ class Service:
             row = queries.batch_job(cx, number)
             was_idle = batch_jobs.was_idle(cx, number)
             had_launcher = row is not None and queries.launchers_in(cx, "id", row["scheduler_id"], row["created"])
-            planned = {work.shape for work in demand.of_launch(cx, number)}
-            said = row and reasons_of_launchers.said_in(cx, row["scheduler_id"], row["created"])
+            planned = demand.of_launch(cx, number)
+            refused = takers.refusals_in(cx, row["scheduler_id"], row["created"], planned) if row else {}
+            trouble = takers.trouble_in(cx, row["scheduler_id"], row["created"]) if row else ""
         if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
             return
         how = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
@@ -313,11 +300,11 @@ class Service:
         if not had_launcher:  # a launcher tells its own end
             ended = {"launcher": None, "host": "", "launch": f"qlaunch{number}", "reason": f"no launcher started; {how}"}
             self.notifier.add(notifications.LAUNCH_ENDED, ended)
-        if was_idle and said and planned and planned <= said.keys():
-            self._refuse(row["queue"], {shape: said[shape] for shape in planned})
+        if was_idle and planned and refused.keys() == {work.shape for work in planned}:
+            self._refuse(row["queue"], {shape: text_of(obstacle) for shape, obstacle in refused.items()})
         elif was_idle:
-            trouble = f": {said[()]}" if said and () in said else f"; see {row['log']}"
-            self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it{trouble}")
+            why = f": {trouble}" if trouble else f"; see {row['log']}"
+            self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it{why}")
         else:
             self._pauses.pop(row["queue"], None)
 
@@ -392,10 +379,13 @@ class Service:
             rows = queries.open_batch_jobs(cx, self._scheduler.domain)
             left, launches = survey(cx, rows, self._margin, self._clock.now_us())
         paused = {name: pause.reason for name, pause in self._pauses.items() if pause.until > now}
+        self._note["paused"] = {name: (self._pauses[name].reason, self._pauses[name].until_us) for name in paused}
         refused: dict[str, dict[Shape, str]] = {}
+        self._note["refused"] = []
         for (queue, shape), refusal in self._refusals.items():
             if refusal.until > now:
                 refused.setdefault(queue, {})[shape] = refusal.reason
+                self._note["refused"].append((queue, shape, refusal.reason, refusal.until_us))
         return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin, refused)
 
     def report(self, choice: LaunchChoice) -> None:
@@ -453,7 +443,8 @@ class Service:
         """Return a pause that is twice as long as the last one, from now."""
         failures = last.failures + 1 if last else 1
         seconds = min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MAX_DOUBLINGS))
-        return SubmissionPause(failures, self._clock.monotonic() + seconds, f"after {failures} {reason}")
+        until_us = self._clock.now_us() + int(seconds * SECOND_US)
+        return SubmissionPause(failures, self._clock.monotonic() + seconds, until_us, f"after {failures} {reason}")
 
     def _did(self, what: str) -> None:
         log.info("%s", what[:1].upper() + what[1:])

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ..db.query.catalogue import text_of
 from ..db.query.demand import Work, width
+from ..db.query.takers import Queue, Range, policy_obstacle
 from ..db.store.claims import Shape
-from .policy import Queue, Range
 
 #: Weight of node-minutes that stay idle, relative to those that do work.
 _PRICE_OF_IDLENESS = 0.25
@@ -167,20 +168,8 @@ def choose(
 
 def _misfit(on: Sequence[Queue], work: Work, margin: int) -> str:
     """Return why no queue allows a launch for such a job; "" if one does."""
-    if not on:
-        return "no queue of the policy is switched on"
-    nodes = work.shape.num_nodes
-    wide = [limits for queue in on for limits in queue.ranges if limits.max_nodes >= nodes]
-    if not wide:
-        most = max(limits.max_nodes for queue in on for limits in queue.ranges)
-        return f"needs {nodes} nodes; the policy allows {most} at most"
-    longest = max(limits.max_minutes for limits in wide)
-    if work.minutes + margin > longest:
-        return (
-            f"wall_time_minutes is above {max(0, longest - margin)}: the policy allows {longest} minutes at most"
-            f" for {nodes} node(s), and {margin} are for the launch itself"
-        )
-    return ""
+    found = policy_obstacle(on, work.shape.num_nodes, work.minutes, margin)
+    return text_of(found) if found else ""
 
 
 def _wanted(left: Iterable[Work], unfit: Collection[Work], refused: Collection[Shape]) -> list[Work]:

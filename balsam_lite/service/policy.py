@@ -18,11 +18,12 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from ..core import clock
 from ..core.errors import SettingsError
 from ..core.settings import Settings, SettingsWarning, home
+from ..db.query.takers import Queue, Range
 from ..schedulers.base import select
 from ..schedulers.script import packaged, write_new
 
@@ -35,27 +36,16 @@ _WORDS = configparser.ConfigParser.BOOLEAN_STATES
 #: Maximum of a launch request, nodes or minutes.
 _MAX_NUMBER = 10**7
 _HEADER = re.compile(r"\[[^\[\]{}\",]+\]\s*$")
+#: Minutes that a launch needs to start.
+_START_MIN = 1
 #: Not a valid section name, so that [DEFAULT] is an ordinary queue.
 _NO_DEFAULTS = "\n"
 _MEND = "Correct the file; the service does not start with a policy that it cannot read."
 
 
-class Range(NamedTuple):
-    """The minutes that launches of some numbers of nodes may last; both ends are allowed."""
-
-    min_nodes: int
-    max_nodes: int
-    min_minutes: int
-    max_minutes: int
-
-
-class Queue(NamedTuple):
-    """What the service may do in one queue."""
-
-    name: str
-    is_on: bool
-    max_queued: int  # launches at once, queued and running together, including those that users submit to this queue by name
-    ranges: tuple[Range, ...]  # by nodes, without overlap
+def margin_minutes(settings: Settings) -> int:
+    """Return the minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
+    return _START_MIN + math.ceil(settings.end_margin_s / 60)
 
 
 def load(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[Queue, ...]:

@@ -20,10 +20,10 @@ from ..db.query.fields import BATCH_JOB_OF_SITE, BATCH_JOB_STATES
 from ..db.query.filters import Conditions
 from ..db.query.queries import BatchRow
 from ..db.query.select import batch_job_rows, job_ids
+from ..db.query.takers import cost_of
 from ..db.store import batch_jobs, claims
 from ..db.store.claims import Shape
 from ..launcher.exec import hardware
-from ..launcher.placement import cost_of
 from ..schedulers import base, submission
 from ..schedulers.base import LaunchRequest, Partition, validated
 from ..schedulers.submission import render_script, submit_launch

@@ -105,14 +105,16 @@ class LocalSite:
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:
-        """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has recorded it."""
+        """Return a part of the jobs that match; with all fields also why each does not run."""
         held_back.release(self.database)
         with self.database.read() as cx:
             rows = select.jobs_page(cx, where, fields, after, size, order)
             if not fields:
-                from ..db.query.wait_reasons import waits_for  # most commands do not need it
+                from ..core.settings import Settings  # most commands do not need it
+                from ..db.query.reasons import first_reasons
+                from ..service.surroundings import surroundings
 
-                reasons = waits_for(cx, rows)
+                reasons = first_reasons(cx, rows, surroundings(cx, self.database, Settings.load(self.database.directory)))
                 for row in rows:
                     row["waits_for"] = reasons.get(row["id"], "")
             return rows

@@ -16,7 +16,7 @@ from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import demand, wait_reasons
+from balsam_lite.db.query import demand, reasons
 from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
@@ -167,7 +167,7 @@ def test_jobs_that_wait_to_be_run_apart_have_that_as_their_reason(bench: Bench) 
     assert [bench.run(), bench.run()] == [-9, -9]
     assert bench.run("--wf-filter", "another") == 0
     with bench.db.read() as cx:
-        told = wait_reasons.waits_for(cx, [bench.job(killer)])
+        told = reasons.first_reasons(cx, [bench.job(killer)], reasons.surroundings(cx, SystemClock.now_us(), 120.0))
     assert "its launcher died 2 times while it ran; it will be run apart from other jobs" in told[killer]
 
 

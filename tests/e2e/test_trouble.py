@@ -18,9 +18,10 @@ from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench, alive
 
+from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
 from balsam_lite.db.engine import directories, filesystem
-from balsam_lite.db.query import wait_reasons
+from balsam_lite.db.query import reasons
 from balsam_lite.db.store import user_actions
 from balsam_lite.launcher.exec.trouble import Machine, Pause, Setbacks
 
@@ -103,7 +104,8 @@ def test_jobs_wait_while_data_is_full_and_all_finish_when_there_is_space_again(b
         assert launcher.wait(60) == 0
         assert bench.states() == {"JOB_FINISHED": 50}
         assert uncounted(bench, jobs)
-        assert note_of(bench) == ""
+        assert "is full" not in note_of(bench)
+        assert "inodes" not in note_of(bench)
         log = log_of(bench)
         assert log.count("The machine is in trouble") == 1
         assert log.count("Jobs can be started again") <= 1
@@ -119,8 +121,9 @@ def test_a_launcher_that_can_start_nothing_for_long_ends_with_the_reason_and_say
         assert bench.states() == {"CREATED": 3}
         with bench.db.read() as cx:
             assert "data is full" in cx.execute("SELECT end_reason FROM lease").fetchone()[0]
-            (waiting,) = {*wait_reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
-        assert "data is full" in waiting
+            around = reasons.surroundings(cx, SystemClock.now_us(), 120.0)
+        assert around.last is not None
+        assert "data is full" in around.last.trouble
     assert "gpus_per_rank=0: The disk of" in log_of(bench)
 
 

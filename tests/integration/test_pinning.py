@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from launching import Bench
 
 from balsam_lite.cli.main import main
+from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import SettingsError, SpawnFailed
-from balsam_lite.db.query import wait_reasons
+from balsam_lite.db.query import reasons
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.launcher.exec import hardware, invocation, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request
@@ -178,11 +180,13 @@ def test_a_job_for_a_gpu_that_is_not_there_says_why_it_waits(bench: Bench, capsy
         assert main(["--db", bench.directory, "job", "ls", "-v", "--id", str(waiting)]) == 0
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("waits_for:")]
 
-    assert shown() == []
+    assert shown() == ["waits_for: no launcher is alive for this DB"]
     assert bench.run("--gpus-per-node", "0") == 0
-    said = shown()
-    assert len(said) == 1
-    assert "needs 1 GPUs per node, the nodes of this launcher have 0 (launcher 1 on " in said[0]
+    with bench.db.read() as cx:
+        said = reasons.explain_job(cx, waiting, reasons.surroundings(cx, SystemClock.now_us(), 120.0))
+    assert [reason.code for reason in said] == ["no-launcher", "too-many-gpus"]
+    assert said[1].text == "needs 1 GPUs per node, the nodes of this launcher have 0"
+    assert re.match("launcher 1 on .*, the last one, which ended ", said[1].who)
     assert bench.run("--gpus-per-node", "1") == 0
     assert bench.job(waiting)["state"] == "JOB_FINISHED"
     assert shown() == []
@@ -195,6 +199,7 @@ def test_a_launcher_says_what_jobs_wait_for_while_it_runs(bench: Bench) -> None:
 
     def reason() -> str:
         with bench.db.read() as cx:
-            return wait_reasons.waits_for(cx, [bench.job(job)]).get(job, "")
+            around = reasons.surroundings(cx, SystemClock.now_us(), 120.0)
+            return reasons.first_reasons(cx, [bench.job(job)], around)[job]
 
-    assert wait_until(reason).startswith("needs 1 GPUs per node")
+    wait_until(lambda: reason().startswith("needs 1 GPUs per node"))

@@ -28,7 +28,8 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
-from balsam_lite.db.query import demand, queries, select, wait_reasons
+from balsam_lite.db.query import demand, queries, select
+from balsam_lite.db.query.takers import NodeKind, Taker
 from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
@@ -453,7 +454,7 @@ def test_launches_that_do_nothing_are_not_repeated_without_end(desk):
 
 def test_jobs_that_no_launcher_can_take_get_few_launches_and_keep_no_others_waiting(desk):
     desk.add(1, gpus_per_rank=8)
-    note = wait_reasons.as_note([(Shape(1, 1, 1, 8.0), "needs 8 GPUs per node, the nodes of this launcher have 0")])
+    note = Taker("", demand.Scope(), (NodeKind(1, None, 0),)).as_note(None)
 
     def pass_hours(hours):
         submitted = 0

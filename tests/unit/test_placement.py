@@ -104,7 +104,7 @@ def test_a_lost_node_takes_no_job_and_counts_no_more():
     pool.close(0)
     assert pool.reserve(Shape(1, 1, 1, 0)).nodes == (1,)
     assert pool.reserve(Shape(1, 1, 1, 0)) is None
-    assert pool.never_fits(Shape(1, 1, 1, 1)) == "needs 1 GPUs per node, the nodes of this launcher have 1"
+    assert pool.never_fits(Shape(1, 1, 1, 1)) == "needs 1 GPUs per node, the nodes of this launcher have 0"
     assert pool.never_fits(Shape(2, 1, 1, 0)) == "needs 2 nodes, this launcher has 1"
 
 

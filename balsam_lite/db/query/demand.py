@@ -78,18 +78,41 @@ def held_node_minutes(cx: sqlite3.Connection, leases: Iterable[int], now_us: int
 
 
 def _held_by(cx: sqlite3.Connection, lease: int, now_us: int) -> float:
+    found = held(cx, lease)
+    left = sum(
+        width(run.shape.num_nodes, run.shape.node_packing_count)
+        * max(0.0, run.minutes - (now_us - (now_us if run.began_us is None else run.began_us)) / (60 * SECOND_US))
+        for run in found.runs
+    )
+    return left * found.jobs / max(len(found.runs), 1)
+
+
+class HeldRun(NamedTuple):
+    """A job that a launcher holds."""
+
+    job: int
+    shape: Shape
+    minutes: int  # its estimate
+    began_us: int | None  # None: it does not run
+
+
+class HeldJobs(NamedTuple):
+    """The jobs that a launcher holds."""
+
+    jobs: int
+    runs: list[HeldRun]  # some of these, to stand for all
+
+
+def held(cx: sqlite3.Connection, lease: int) -> HeldJobs:
+    """Return the jobs that a launcher holds."""
     jobs = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0]
     sample = cx.execute(
-        f"""SELECT num_nodes, node_packing_count, wall_time_minutes,
-            coalesce((SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}'), ?)
+        f"""SELECT {", ".join(field_specs.SHAPE_FIELDS)}, id, wall_time_minutes,
+            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
             FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
-        (now_us, lease, _SAMPLE),
-    ).fetchall()
-    left = sum(
-        width(nodes, packing) * max(0.0, minutes - (now_us - began) / (60 * SECOND_US))
-        for nodes, packing, minutes, began in sample
+        (lease, _SAMPLE),
     )
-    return left * jobs / max(len(sample), 1)
+    return HeldJobs(jobs, [HeldRun(job, Shape(*shape), minutes, began_us) for *shape, job, minutes, began_us in sample])
 
 
 def width(num_nodes: int, node_packing_count: int) -> float:
@@ -165,6 +188,10 @@ class Scope(NamedTuple):
     tags: tuple[tuple[str, str], ...] = ()  # all of these
     launch: int | None = None  # only those planned for this launch
 
+    def takes_workflow(self, workflow: str) -> bool:
+        """Return whether jobs of that workflow are in the scope, as far as this matters."""
+        return self.workflow is None or queries.matches_workflow(workflow, self.workflow)
+
     def __str__(self) -> str:
         """Return the scope as words that follow "a job"; "" for all jobs."""
         words = [f"of workflow {self.workflow}"] if self.workflow is not None else []
@@ -237,7 +264,7 @@ def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
 
 
 def _matches(scope: Scope, workflow: str, tags: str) -> bool:
-    if scope.workflow is not None and not queries.matches_workflow(workflow, scope.workflow):
+    if not scope.takes_workflow(workflow):
         return False
     return not scope.tags or dict(scope.tags).items() <= json.loads(tags).items()
 

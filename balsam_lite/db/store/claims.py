@@ -384,8 +384,8 @@ def fitting_suspects(cx: sqlite3.Connection, room: Capacity, only: Filter) -> li
     found = []
     for one in suspects_of(cx, only):
         shape = Shape._make(one.entry.shape)
-        fits = room.fits(shape) and (shape.is_serial or not only.serial_only) and one.entry.minutes <= _longest(only)
-        if fits or one.is_unsettled:
+        fits = room.fits(shape) and (shape.is_serial or not only.serial_only)
+        if (fits and one.entry.minutes <= longest_estimate(only.minutes_left)) or one.is_unsettled:
             found.append(one)
     return found
 
@@ -428,10 +428,10 @@ def _best(
     Reads one range of the index per priority, so that no row is read in vain.
     """
     if isinstance(source, TaggedJobs):
-        return _listed(cx, source.best(shape, wanted, _longest(only), plain_among > 0))
+        return _listed(cx, source.best(shape, wanted, longest_estimate(only.minutes_left), plain_among > 0))
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in field_specs.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
-    longest = _longest(only)
+    longest = longest_estimate(only.minutes_left)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
     tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
@@ -494,9 +494,9 @@ def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:
     return [by_number[job] for job in jobs]
 
 
-def _longest(only: Filter) -> int:
-    """Return the largest estimate, in minutes, that a job may have."""
-    return 2**53 if only.minutes_left is None else max(SHORT, int(only.minutes_left))
+def longest_estimate(minutes_left: float | None) -> int:
+    """Return the largest estimate, in minutes, that a job may have to start in that time; None: there is no limit."""
+    return 2**53 if minutes_left is None else max(SHORT, int(minutes_left))
 
 
 def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:

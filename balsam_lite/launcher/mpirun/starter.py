@@ -13,12 +13,13 @@ from ...core import field_specs
 from ...core.errors import SettingsError, SpawnFailed
 from ...core.settings import Settings
 from ...core.subprocess_run import run
+from ...db.query.takers import MpiRules
 from ...db.store.claims import Claim
 from ...schedulers import hostlist
 from ...schedulers.environ import NodeGpus
 from ..exec import hardware
 from ..exec.invocation import NODE, REFUSED, UNKNOWN, MpiUse, StartFailure
-from ..placement import MpiRules, Node, Placement
+from ..placement import Node, Placement
 from .flavours import FLAVOURS, Flavour, RankLayout, Render, make_render
 
 #: Seconds in which Slurm must answer which nodes the batch job has left.

@@ -70,6 +70,17 @@ def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
             return publish_all(part, workdir)
 
 
+def why_missing(url: str) -> str:
+    """Return why there is nothing here to stage in from `url`; "" if there is, or the place is on another machine."""
+    try:
+        place = _place_of(url, "/")
+        if isinstance(place, str):
+            list(_local_sources(place, "/"))
+    except StagingFailed as exc:
+        return exc.message
+    return ""
+
+
 def _local_sources(path: str, workdir: str) -> Iterator[str]:
     """Yield the files and directories that a path with globs names."""
     if os.path.lexists(path):  # with any characters in its name

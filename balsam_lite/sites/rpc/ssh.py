@@ -195,7 +195,7 @@ _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # of every shell but csh, which exits wi
 _UNKNOWN_END = "It is unknown whether it was done there: look before you do it again."
 
 
-class _Reason(NamedTuple):
+class _SshFault(NamedTuple):
     what: str
     advice: str
     is_early: bool = False  # nothing can have been executed there
@@ -212,25 +212,25 @@ def diagnose(entry: SiteEntry, host: Host, done: Completed, changing: bool) -> S
     return SiteUnreachable(f"{entry.address}: {reason.what}.{doubt}", hint=reason.advice)
 
 
-def _reason(entry: SiteEntry, host: Host, done: Completed) -> _Reason:
+def _reason(entry: SiteEntry, host: Host, done: Completed) -> _SshFault:
     if done.returncode is None:
         return _cut(host, done)
     if done.returncode == _ON_THE_WAY:
         return _on_the_way(host, done)
-    return _no_balsam(entry, host, done) or _Reason(
+    return _no_balsam(entry, host, done) or _SshFault(
         f"{entry.balsam} there did not answer; it ended with {done.returncode}{_words(done)}",
         f"`{host.by_hand}` by hand, and `{entry.balsam} --version` there, may tell more.",
     )
 
 
-def _cut(host: Host, done: Completed) -> _Reason:
+def _cut(host: Host, done: Completed) -> _SshFault:
     what = _last(done.stderr)
     if not done.was_killed:
-        return _Reason(what, "Sites on other hosts need the command ssh (OpenSSH) on PATH.", True)
+        return _SshFault(what, "Sites on other hosts need the command ssh (OpenSSH) on PATH.", True)
     what = what.partition(", so it was killed")[0]
     if "printed more" in what:
-        return _Reason(what, "Ask for fewer rows at once.")
-    return _Reason(what, f"The host may be busy, or not be there: `{host.by_hand}` by hand tells more.")
+        return _SshFault(what, "Ask for fewer rows at once.")
+    return _SshFault(what, f"The host may be busy, or not be there: `{host.by_hand}` by hand tells more.")
 
 
 # --- ssh --------------------------------------------------------------------------------------------------------------
@@ -252,29 +252,29 @@ _EARLY = (
 )
 
 
-def _on_the_way(host: Host, done: Completed) -> _Reason:
+def _on_the_way(host: Host, done: Completed) -> _SshFault:
     for line in reversed(done.stderr.splitlines()):
         for pattern, advice in _EARLY:
             if re.search(pattern, line, re.IGNORECASE):
-                return _Reason(line.strip().rstrip("."), advice.format(ssh=host.by_hand), True)
+                return _SshFault(line.strip().rstrip("."), advice.format(ssh=host.by_hand), True)
     what = _last(done.stderr) or "the connection ended"
-    return _Reason(what, _IS_IT_THERE.format(ssh=host.by_hand))
+    return _SshFault(what, _IS_IT_THERE.format(ssh=host.by_hand))
 
 
 # --- the command there ------------------------------------------------------------------------------------------------
 
 
-def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
+def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _SshFault | None:
     """Return why `balsam answer` did not start; None if it may have started."""
     add = f"balsam site add {shlex.quote(entry.name)} {shlex.quote(entry.address)} --balsam /path/to/bin/balsam"
     if done.returncode == _NOT_FOUND or re.search(r"command not found", done.stderr, re.IGNORECASE):
         what = f"there is no command {entry.balsam} on {host.destination} ({_last(done.stderr) or 'not found'})"
-        return _Reason(what, f"Give its path there: {add}", True)
+        return _SshFault(what, f"Give its path there: {add}", True)
     if done.returncode == _NOT_EXECUTABLE:
-        return _Reason(f"{entry.balsam} cannot be run on {host.destination} ({_last(done.stderr)})", add, True)
+        return _SshFault(f"{entry.balsam} cannot be run on {host.destination} ({_last(done.stderr)})", add, True)
     if done.returncode == 2 and re.search(r"no such command|invalid choice|no such option", done.stderr, re.IGNORECASE):
         what = f"{entry.balsam} on {host.destination} is too old, or no balsam_lite ({_last(done.stderr)})"
-        return _Reason(what, f"Install the version of this host there, or say where it is: {add}", True)
+        return _SshFault(what, f"Install the version of this host there, or say where it is: {add}", True)
     return None
 
 

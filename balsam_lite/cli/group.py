@@ -63,6 +63,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Looking": {
         "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),
+        "wait": Entry("wait", "wait", "wait until jobs have ended"),
         "tail": Entry("tail", "tail", "show the output of jobs, and follow it"),
         "log": Entry("logs", "log", "follow the logs of the DB"),
         "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),

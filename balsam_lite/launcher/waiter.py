@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary, finalize
 
@@ -38,6 +39,8 @@ T = TypeVar("T")
 _MIN_PAUSE_S, MAX_PAUSE_S, _GROWTH = 0.01, 0.03, 1.3
 #: Seconds between two looks at a DB on a shared file system. Each one locks the file for a moment.
 SHARED_PAUSE_S = 1.0
+#: A read of a site that takes long is followed by a pause of this many times as long; and the jobs of which one read asks.
+_PAUSE_PER_READ, _MAX_NUMBERS = 5, 50_000
 #: Looks at a site may fail for this number of seconds before waiting does.
 MAX_OUTAGE_S = 60.0
 
@@ -141,6 +144,10 @@ class Feed(ABC):
     def look(self) -> bool:
         """Update the followed statuses; return whether anything has changed."""
 
+    def waiting(self, statuses: Iterable[JobStatus], place: Hashable) -> Sequence[int]:
+        """Return the numbers of the jobs at `place` that are waited for, given the statuses that are."""
+        return [status.number for status in statuses if status.place == place]
+
     def _tell(self, status: JobStatus) -> None:
         for listener in self.listeners:
             listener.append(status)
@@ -196,22 +203,19 @@ class ChangeFeed(Feed):
         from ..db.query import queries
 
         self._looked_s = time.monotonic()
-        before, self._mark = self._mark, queries.mark(cx)
-        if self._mark == before or not self._statuses:
-            return False
-        if self._mark[1] != before[1]:
-            # Jobs were deleted, perhaps some of these; and the numbers of events may have been used anew.
+        news = queries.news(cx, self._mark if self._statuses else ())
+        self._mark = news.mark
+        entered = news.entered
+        if news.has_removed:
             found = queries.states_of(cx, list(self._statuses))
-            news = [(number, found.get(number, DELETED)) for number in list(self._statuses)]
-        else:
-            news = queries.entered_since(cx, before[0])
-        for number, state in news:
+            entered = [(number, found.get(number, DELETED)) for number in list(self._statuses)]
+        for number, state in entered:
             status = self._statuses.get(number)
             if status is not None and status.learn(state):
                 status.feed = None
                 del self._statuses[number]
                 self._tell(status)
-        return bool(news)
+        return self._catch_up(cx) if news.has_more else bool(entered)
 
 
 class _Feeds(threading.local):
@@ -231,6 +235,92 @@ def feed_of(database: Database) -> ChangeFeed:
     if found is None:
         found = _feeds.by_place[place] = ChangeFeed(database)
     return found
+
+
+class FixedSet(Feed):
+    """A fixed set of jobs of one site, with one status for all. Only their numbers are kept: 100 MB for a million.
+
+    Args:
+        site: what reads the DB, a `sites.interface.SiteInterface`. poll_s: seconds between two reads of it.
+        has_changed: tells whether it is worth reading.
+        jobs: number and state of each. mark: taken, with `site.news`, before they were read.
+        reached: the states in which a job is not waited for any more; the end states are always among them.
+    """
+
+    def __init__(
+        self, site: Any, jobs: Iterable[tuple[int, str]], mark: Sequence[int], reached: Iterable[str] = (),
+        poll_s: float = 0.0, has_changed: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.status = JobStatus(self, 0)
+        self.pending: set[int] = set()
+        #: By state the number of jobs that are not waited for any more; DELETED is that of deleted ones.
+        self.over: dict[str, int] = {}
+        #: Those of them that failed, were killed or deleted, with their states.
+        self.bad: list[tuple[int, str]] = []
+        self._site, self._mark, self._poll_s, self._has_changed = site, mark, poll_s, has_changed
+        self._reached = {DELETED, *states.END_STATES, *reached}
+        self._are_bad = {DELETED, states.FAILED, states.USER_KILLED}.difference(reached)
+        self._due_s = 0.0
+        for number, state in jobs:
+            self.pending.add(number)
+            self._enter(number, state)
+
+    def due_s(self, poll_s: float) -> float:
+        """Return when the next read is due."""
+        return self._due_s
+
+    def follow(self, statuses: Sequence[JobStatus]) -> None:
+        """Report at once if there is nothing to wait for."""
+        self._conclude()
+
+    def look(self) -> bool:
+        """Read the news if that is due."""
+        began = time.monotonic()
+        if began < self._due_s or not self._has_changed():
+            return False
+        has_moved = False
+        while True:
+            news = self._site.news(self._mark)
+            self._mark = news["mark"]
+            entered = [[number, found] for number, found in news["entered"] if number in self.pending]
+            if news["has_removed"]:
+                entered += self._removed()
+            for number, state in entered:
+                self._enter(number, state)
+            has_moved = has_moved or bool(entered)
+            if not news["has_more"]:
+                break
+        now = time.monotonic()
+        self._due_s = now + max(self._poll_s, (now - began) * _PAUSE_PER_READ) if self._poll_s else 0.0
+        self._conclude()
+        return has_moved
+
+    def waiting(self, statuses: Iterable[JobStatus], place: Hashable) -> Sequence[int]:
+        """Return the numbers of the jobs that are waited for."""
+        return list(self.pending)
+
+    def _enter(self, number: int, state: str) -> None:
+        if state not in self._reached or number not in self.pending:
+            return
+        self.pending.discard(number)
+        self.over[state] = self.over.get(state, 0) + 1
+        if state in self._are_bad:
+            self.bad.append((number, state))
+
+    def _removed(self) -> list[list[Any]]:
+        """Return those that have been deleted, and any others that have entered a state unseen."""
+        found: list[list[Any]] = []
+        numbers = sorted(self.pending)
+        for start in range(0, len(numbers), _MAX_NUMBERS):
+            some = numbers[start : start + _MAX_NUMBERS]
+            rows = {row["id"]: row["state"] for row in self._site.page({"id": some}, ("id", "state"), size=len(some))}
+            found += [[number, rows.get(number, DELETED)] for number in some]
+        return found
+
+    def _conclude(self) -> None:
+        if not self.pending and self.status.learn(states.JOB_FINISHED):
+            self._tell(self.status)
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -270,6 +360,12 @@ class Waiter:
             # Registers this process before any of the jobs can end: a launcher without jobs leaves.
             self._reporters[feed] = QuietReporter(database)
         self.follow(feed, statuses)
+
+    def add_set(self, jobs: FixedSet, database: Database | None, say: Callable[[str], object] | None = None) -> None:
+        """Wait for these jobs, too; `database` is theirs if it is on this host, and reasons are printed by `say`."""
+        if database is not None and jobs.pending:
+            self._reporters[jobs] = QuietReporter(database, say)
+        self.follow(jobs, [jobs.status])
 
     def follow(self, feed: Feed, statuses: Sequence[JobStatus]) -> None:
         """Wait for these jobs, too, which `feed` knows."""
@@ -324,14 +420,17 @@ class Waiter:
         since = self._failing_since.get(feed)
         if since is None:
             self._failing_since[feed] = time.monotonic()
-            warnings.warn(f"Waiting for jobs: a look at their states has failed, trying again: {exc.message}", stacklevel=2)
+            from ..core.settings import SettingsWarning  # which commands print as one line
+
+            text = f"Waiting for jobs: a look at their states has failed, trying again: {exc.message}"
+            warnings.warn(text, SettingsWarning, stacklevel=2)
         elif time.monotonic() - since > MAX_OUTAGE_S:
             raise exc
 
     def pause(self, deadline: float | None = None) -> None:
         """Sleep until the next look is due or `deadline` (monotonic clock) has come; report why nothing happens."""
-        for reporter in self._reporters.values():
-            reporter.report(self._pending)
+        for feed, reporter in self._reporters.items():
+            reporter.report(partial(feed.waiting, self._pending))
         now = time.monotonic()
         pause_s = max(self._pause_s, min((feed.due_s(self._poll_s) for feed in self._feeds), default=0.0) - now)
         self._pause_s = min(_GROWTH * self._pause_s, MAX_PAUSE_S)
@@ -452,12 +551,19 @@ def _end_all() -> None:
             registration.end_now()
 
 
+def _say(text: str) -> None:
+    with suppress(AttributeError, OSError, ValueError):  # stderr is closed
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 class QuietReporter:
     """Print why nothing happens to the jobs of one DB for which this process waits; register it there until `close`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, say: Callable[[str], object] | None = None) -> None:
         from ..db.store import leases
 
+        self._say = say or _say
         self.directory = database.directory
         self._database = database
         self._registration = registration_of(database.directory)
@@ -475,23 +581,21 @@ class QuietReporter:
         self._quiet_since = time.monotonic()
         self._look_at = self._quiet_since + QUIET_S
 
-    def report(self, pending: Iterable[JobStatus]) -> None:
-        """Print the reason when nothing has happened for long to those of these jobs that are in this DB."""
+    def report(self, pending: Callable[[Hashable], Sequence[int]]) -> None:
+        """Print the reason when nothing has happened for long to the jobs of this DB that `pending` returns."""
         now = time.monotonic()
         self._registration.beat()
         if now < self._look_at:
             return
         quiet_s = now - self._quiet_since
         self._look_at = now + min(quiet_s, _MAX_QUIET_S)
-        jobs = [status.number for status in pending if status.place == self.directory]
+        jobs = pending(self.directory)
         why = self._reason(jobs)
         if not why or (why == self._reported and now - self._reported_at < _REPEAT_S):
             return
         self._reported, self._reported_at = why, now
         what = f"{len(jobs)} jobs" if len(jobs) > 1 else "a job"
-        with suppress(AttributeError, OSError, ValueError):  # stderr is closed
-            sys.stderr.write(f"balsam: waiting for {what} of {self.directory} for {quiet_s:.0f} s: {why}\n")
-            sys.stderr.flush()
+        self._say(f"balsam: waiting for {what} of {self.directory} for {quiet_s:.0f} s: {why}")
 
     def _reason(self, jobs: Sequence[int]) -> str:
         from ..core.settings import Settings

@@ -177,6 +177,13 @@ class SiteInterface(Protocol):
         Return {"killed": n, "running": how many of these their launchers have yet to stop}.
         """
 
+    def news(self, since: Sequence[int] = ()) -> Row:
+        """Return which states jobs have entered since the `mark` of earlier news; without `since` none, with the present mark:
+
+        mark; entered: [[job, state], …] in order, at most some ten thousand; has_removed: whether jobs were deleted, in which
+        case states are to be read anew; has_more: whether to ask again at once.
+        """
+
     def result(self, job: int) -> Row:
         """Return the outcome of a job: state, message, is_function, and for a function `outcome`.
 

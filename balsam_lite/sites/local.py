@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import select
+from ..db.query import queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -118,6 +118,11 @@ class LocalSite:
                 for row in rows:
                     row["waits_for"] = reasons.get(row["id"], "")
             return rows
+
+    def news(self, since: Sequence[int] = ()) -> Row:
+        """Return which states jobs have entered since earlier news."""
+        with self.database.read() as cx:
+            return queries.news(cx, since)._asdict()
 
     def result(self, job: int) -> Row:
         """Return the outcome of a job."""

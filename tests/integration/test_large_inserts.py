@@ -129,7 +129,7 @@ def answers(db, free):
             "edges within": lambda: queries.edges_within(cx, "new"),
             "workflows": lambda: queries.workflows(cx),
             "deleted": lambda: queries.mark(cx)[1],
-            "news": lambda: queries.entered_since(cx, 0),
+            "news": lambda: queries.news(cx, (0, queries.mark(cx)[1])).entered,
             "selected": lambda: select.jobs(cx),
             "selected by tag": lambda: select.jobs(cx, {"tags": {"t": "1"}}),
             "selected by parent": lambda: select.jobs(cx, {"parent_id": free}),

@@ -296,6 +296,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 OTHERS = {
     "app ls job ls ls which log notify plot queue ls site ls site sample-settings": "they only read",
     "tail": "it only reads",
+    "wait": "it only registers itself, as waits in Python do; see test_waits.py",
     "db info db check db count db salvage": "they only read this DB",
     "job kill job rerun": "other names of killjob and rerun",
     "login server": "old scripts call them; they do nothing",

@@ -7,57 +7,22 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, wait_until
+from looking import BALSAM, Job, Process, active_db
 from sshd import far_site
 
 from balsam_lite.core import growing_file
-from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.store import apps, insert, user_actions
-
-BALSAM = [sys.executable, "-c", "import sys; from balsam_lite.cli.main import main; sys.exit(main())"]
+from balsam_lite.db.store import user_actions
 
 
 @pytest.fixture
 def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    for name in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    found = directories.create(str(tmp_path / "db"))
-    with found.write() as cx:
-        apps.add_app(cx, {"name": "sh", "executable": "bash -c"})
-    yield found
-    found.close()
-
-
-class Job:
-    """A job whose launcher is the test."""
-
-    def __init__(self, db: Database, name: str, workdir: str = "") -> None:
-        self.db = db
-        job = {"name": name, "workflow": "w", "application": "sh", **({"workdir": workdir} if workdir else {})}
-        self.number = insert.add_jobs(db, [job]).first
-        with db.read() as cx:
-            (found,) = cx.execute("SELECT workdir FROM job WHERE id = ?", (self.number,)).fetchone()
-        self.workdir = Path(db.directory, directories.DATA, found)
-        self.output = self.workdir / f"{name}.out"
-
-    def set(self, state: str, attempt: int) -> None:
-        with self.db.write() as cx:
-            cx.execute("UPDATE job SET attempt = ? WHERE id = ?", (attempt, self.number))
-        user_actions.set_state(self.db, [self.number], state)
-
-    def write(self, data: bytes) -> None:
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        with open(self.output, "ab") as file:
-            file.write(data)
+    with active_db(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def tail(*words: str) -> tuple[int, bytes, str]:
@@ -65,33 +30,8 @@ def tail(*words: str) -> tuple[int, bytes, str]:
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-class Follower:
-    """A `balsam tail -f` with pipes."""
-
-    def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen([*BALSAM, "tail", "-f", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.out, self.err = b"", b""
-        assert self.process.stdout and self.process.stderr
-        streams = {"out": self.process.stdout.fileno(), "err": self.process.stderr.fileno()}
-        self.threads = [threading.Thread(target=self._read, args=stream, daemon=True) for stream in streams.items()]
-        for thread in self.threads:
-            thread.start()
-
-    def _read(self, name: str, stream: int) -> None:
-        while data := os.read(stream, 1 << 16):
-            setattr(self, name, getattr(self, name) + data)
-
-    def has(self, text: str) -> None:
-        wait_until(lambda: text.encode() in self.out + b"\0" + self.err)
-
-    def end(self) -> tuple[int, bytes, str]:
-        code = self.process.wait(30)
-        for thread in self.threads:
-            thread.join(10)
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream
-            stream.close()
-        return code, self.out, self.err.decode()
+def follow(*words: str) -> Process:
+    return Process("tail", "-f", *words)
 
 
 def test_the_last_lines_of_the_output_are_printed_byte_by_byte(db: Database) -> None:
@@ -164,7 +104,7 @@ def test_later_attempts_are_followed_each_from_the_file_that_was_put_aside(db: D
     job = Job(db, "one")
     job.set("RUN_ERROR", 1)
     job.write(b"first ")
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("first ")
     job.write(b"end\n")
     job.output.rename(f"{job.output}.1")
@@ -175,7 +115,7 @@ def test_later_attempts_are_followed_each_from_the_file_that_was_put_aside(db: D
     follower.has("third")
     job.set("JOB_FINISHED", 3)
     code, out, err = follower.end()
-    assert (code, out) == (0, b"first end\nsecond\nthird\n")
+    assert (code, out) == (0, "first end\nsecond\nthird\n")
     told = [line.partition("] ")[2] for line in err.splitlines()]
     assert told == ["attempt 2", "attempt 3", "is JOB_FINISHED"]
 
@@ -183,7 +123,7 @@ def test_later_attempts_are_followed_each_from_the_file_that_was_put_aside(db: D
 def test_the_output_of_a_shared_directory_is_followed_after_another_job_has_renamed_it(db: Database) -> None:
     job = Job(db, "one", workdir="shared")
     job.write(b"mine ")
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("mine ")
     job.output.rename(f"{job.output}.1")
     os.link(f"{job.output}.1", job.workdir / ".balsam-first-one.out")
@@ -192,35 +132,35 @@ def test_the_output_of_a_shared_directory_is_followed_after_another_job_has_rena
         file.write(b"still mine\n")
     follower.has("still mine")
     job.set("JOB_FINISHED", 1)
-    assert follower.end()[:2] == (0, b"mine still mine\n")
+    assert follower.end()[:2] == (0, "mine still mine\n")
 
 
 def test_a_job_without_output_is_waited_for(db: Database) -> None:
     job = Job(db, "one")
-    follower = Follower("one", "-n", "1")
+    follower = follow("one", "-n", "1")
     follower.has("is CREATED, there is no ")
     job.write(b"one\ntwo\n")
     job.set("JOB_FINISHED", 1)
     code, out, err = follower.end()
-    assert (code, out) == (0, b"one\ntwo\n")
+    assert (code, out) == (0, "one\ntwo\n")
     assert err.count("there is no") == 1
 
 
 def test_a_truncated_file_is_shown_from_its_beginning(db: Database) -> None:
     job = Job(db, "one")
     job.write(b"a long line that goes\n")
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("goes")
     job.output.write_bytes(b"new\n")
     follower.has("new")
     job.set("FAILED", 1)
-    assert follower.end()[1] == b"a long line that goes\nnew\n"
+    assert follower.end()[1] == "a long line that goes\nnew\n"
 
 
 def test_a_job_that_is_removed_while_it_is_followed_is_reported(db: Database) -> None:
     job = Job(db, "one")
     job.write(b"text\n")
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("text")
     user_actions.delete(db, [job.number])
     code, _, err = follower.end()
@@ -236,7 +176,7 @@ def test_it_ends_when_the_reader_of_the_pipe_has_gone_and_on_ctrl_c(db: Database
     process.stdout.close()
     assert process.wait(20) == 141
     process.communicate()
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("text")
     follower.process.send_signal(signal.SIGINT)
     code, _, err = follower.end()
@@ -256,17 +196,9 @@ def test_a_terminal_gets_escapes_for_what_would_steer_it(db: Database) -> None:
 
 def test_a_follower_that_has_nothing_to_do_takes_less_than_two_percent_of_a_core(db: Database) -> None:
     Job(db, "one").write(b"text\n")
-    follower = Follower("one")
+    follower = follow("one")
     follower.has("text")
-
-    def cpu_s() -> float:
-        fields = Path(f"/proc/{follower.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    before = cpu_s()
-    with pytest.raises(subprocess.TimeoutExpired):
-        follower.process.wait(3)
-    assert cpu_s() - before <= 0.06
+    assert follower.idle_cpu_s(3) <= 0.06
     follower.process.kill()
     follower.end()
 
@@ -277,10 +209,10 @@ def test_a_site_on_another_host_is_followed(db: Database, monkeypatch: pytest.Mo
     with far_site(db.directory) as remote:
         monkeypatch.setenv("PATH", remote.path)
         assert tail("--site", "far", "one") == (0, b"here\n", "")
-        follower = Follower("--site", "far", "one")
+        follower = follow("--site", "far", "one")
         follower.has("here")
         job.write(b"there\n")
         job.set("JOB_FINISHED", 1)
         code, out, err = follower.end()
-        assert (code, out) == (0, b"here\nthere\n")
+        assert (code, out) == (0, "here\nthere\n")
         assert err.endswith("is JOB_FINISHED\n")

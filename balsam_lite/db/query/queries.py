@@ -310,10 +310,30 @@ def mark(cx: sqlite3.Connection) -> tuple[int, int]:
     return event, gone
 
 
-def entered_since(cx: sqlite3.Connection, event: int) -> list[tuple[int, str]]:
-    """Return (job, state entered) of all events after that one, in order."""
-    sql = f"SELECT job, to_state FROM event WHERE id > ? AND {visible('event.job')} ORDER BY id"
-    return cx.execute(sql, (event,)).fetchall()
+#: Maximum number of events of one `News`.
+MAX_NEWS = 50_000
+
+
+class News(NamedTuple):
+    """What has happened since a mark."""
+
+    mark: tuple[int, int]  # from which to look on
+    entered: list[tuple[int, str]]  # (job, state entered), in order
+    has_removed: bool  # jobs were deleted; perhaps events of the others are missing
+    has_more: bool
+
+
+def news(cx: sqlite3.Connection, before: Sequence[int] = ()) -> News:
+    """Return what has happened since the mark of an earlier `News`; without one nothing, with the present mark."""
+    event, gone = mark(cx)
+    if not before or gone != before[1]:
+        return News((event, gone), [], bool(before), False)
+    if event == before[0]:
+        return News((event, gone), [], False, False)
+    sql = f"SELECT job, to_state, id FROM event WHERE id > ? AND {visible('event.job')} ORDER BY id LIMIT ?"
+    rows = cx.execute(sql, (before[0], MAX_NEWS)).fetchall()
+    has_more = len(rows) == MAX_NEWS
+    return News((rows[-1][2] if has_more else event, gone), [(job, state) for job, state, _ in rows], False, has_more)
 
 
 def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:

@@ -75,6 +75,7 @@ class RemoteSite:
     delete = _forwarded(SiteInterface.delete)
     rerun = _forwarded(SiteInterface.rerun)
     kill = _forwarded(SiteInterface.kill)
+    news = _forwarded(SiteInterface.news)
     result = _forwarded(SiteInterface.result)
     outputs = _forwarded(SiteInterface.outputs)
     service = _forwarded(SiteInterface.service)

@@ -9,9 +9,11 @@ from typing import Any
 
 from ..core import states
 from ..core.clock import SECOND_US, Clock, iso_us, spoken
+from ..core.errors import DatabaseError
 from ..core.event_hook import HookProcess
 from ..core.settings import Settings
 from ..db.engine.connection import Connection, Database
+from ..db.query import reasons
 from ..db.store import leases, notifications
 from ..db.store.notifications import Pending
 
@@ -23,6 +25,8 @@ _LOOK_PERIOD_S = 1.0
 END_TIMEOUT_S = 2.0
 #: Seconds to wait then for the call before the last one.
 _LAST_BUT_ONE_TIMEOUT_S = 1.0
+#: Seconds in which the reason is looked for why nothing runs.
+_REASONS_BUDGET_S = 0.5
 #: Maximum number of names in one sentence.
 _MAX_NAMES = 3
 
@@ -88,6 +92,9 @@ class Notifier:
         if self._taken:
             taken, self._taken = self._taken, []
             self._log(self._hook.close(_LAST_BUT_ONE_TIMEOUT_S))  # busy only at the end
+            for pending in taken:
+                if pending.kind == notifications.STUCK:
+                    pending.examples[-1]["reason"] = self._why_stuck()
             now_us = self._clock.now_us()
             trouble = self._hook.start([composed(pending, self._db.directory, now_us) for pending in taken])
             self._log([trouble] if trouble else [])
@@ -96,6 +103,16 @@ class Notifier:
         """Wait a moment for the calls under way, then end them."""
         if self._hook is not None:
             self._log(self._hook.close(END_TIMEOUT_S))
+
+    def _why_stuck(self) -> str:
+        """Return why most of the waiting jobs wait; "" if that is unknown."""
+        try:
+            with self._db.read() as cx:
+                around = reasons.surroundings(cx, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
+                groups = reasons.explain_jobs(cx, {}, around, _REASONS_BUDGET_S)
+        except DatabaseError:
+            return ""
+        return str(groups[0].reason) if groups else ""
 
     def _log(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -162,14 +179,14 @@ def _launched(pending: Pending) -> str:
 
 
 def _ended(pending: Pending) -> str:
-    reasons = [str(one["reason"]) for one in pending.examples]
+    ends = [str(one["reason"]) for one in pending.examples]
     if pending.number > 1:
-        return f"{pending.number} launches ended: {_listed(list(dict.fromkeys(reasons)), len(set(reasons)))}"
+        return f"{pending.number} launches ended: {_listed(list(dict.fromkeys(ends)), len(set(ends)))}"
     one = pending.examples[0]
     who = f"Launcher {one['launcher']} on {one['host']}" if one.get("launcher") else str(one["launch"])
     counts = ", ".join(f"{number} {state}" for state, number in one.get("states", {}).items())
     left = sum(one.get("left", {}).values())
-    return f"{who} ended: {reasons[0]}{counts and f'; {counts}'}{f'; {left} job(s) left' if left else ''}"
+    return f"{who} ended: {ends[0]}{counts and f'; {counts}'}{f'; {left} job(s) left' if left else ''}"
 
 
 def _stuck(pending: Pending) -> str:

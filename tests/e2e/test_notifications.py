@@ -140,7 +140,10 @@ def test_a_db_in_which_nothing_runs_though_jobs_wait_is_told_once(bench: Bench, 
     wait_until(lambda: hook.told("stuck"))
     time.sleep(2)
     assert len(hook.told("stuck")) == 1
-    assert hook.told("stuck")[0]["waiting"] == 1
+    told = hook.told("stuck")[0]
+    assert told["waiting"] == 1
+    assert "needs" in told["reason"]
+    assert told["text"].endswith(told["reason"])
     running.send_signal(signal.SIGTERM)
     running.wait(20)
 

@@ -29,7 +29,7 @@ from balsam_lite.core.clock import SECOND_US, SystemClock
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.store import apps, claims, insert, leases
+from balsam_lite.db.store import apps, claims, insert, leases, runs
 
 _BARE = "python -c pass"
 _APPS = {"task": common.TRUE, "relax": "/bin/sh relax.sh", "fit": "/bin/sh fit.sh"}
@@ -76,7 +76,7 @@ def run_most(database: Database, count: int) -> None:
     database.own_checkpoints(True)
     with database.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
-    ended: list[claims.RunResult] = []
+    ended: list[runs.RunResult] = []
     done = 0
     while True:
         now_us = SystemClock.now_us()
@@ -92,11 +92,11 @@ def run_most(database: Database, count: int) -> None:
         leases.close_lease(cx, lease, SystemClock.now_us(), "the time is up")
 
 
-def _result(claim: claims.Claim, place: int, now_us: int, chance: random.Random) -> claims.RunResult:
+def _result(claim: claims.Claim, place: int, now_us: int, chance: random.Random) -> runs.RunResult:
     code = _FAILURES[place // _FAILS_EVERY % len(_FAILURES)] if place % _FAILS_EVERY == 0 else 0
     state, message = ("RUN_ERROR", f"Exit code {code}") if code else ("RUN_DONE", "")
     took_us = int(chance.lognormvariate(3, 1) * SECOND_US)
-    return claims.RunResult(claim.job, claim.attempt, state, code, message, now_us, now_us + took_us)
+    return runs.RunResult(claim.job, claim.attempt, state, code, message, now_us, now_us + took_us)
 
 
 def time_commands(commands: dict[str, list[str]], rounds: int) -> dict[str, Any]:

@@ -162,6 +162,9 @@ class FixedCapacity:
         self._places -= 1
         return self if self._places >= 0 else None
 
+    def describe(self, place: object) -> tuple[str, str]:
+        return "host/1", ""
+
 
 def in_child(work: Callable[[], None]) -> None:
     """Do it in a forked process; RuntimeError if it fails there."""

@@ -37,7 +37,7 @@ from limit import Limit
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
-from balsam_lite.db.store import apps, claims, graph, insert, leases
+from balsam_lite.db.store import apps, claims, graph, insert, leases, runs
 
 _BARE, _IMPORT, _USE = "pass", "import balsam_lite.launcher.dag", "import balsam_lite.launcher.dag as d; d.BalsamJob"
 #: Before the launcher is measured at rest it has started, claimed nothing and said why.
@@ -147,6 +147,9 @@ class _OnePlace:
         self._free -= 1
         return self if self._free >= 0 else None
 
+    def describe(self, place: object) -> tuple[str, str]:
+        return "host/1", ""
+
 
 def fan_out_s(directory: str, children: int) -> float:
     """How long it takes to finish one job that so many wait for."""
@@ -159,7 +162,7 @@ def fan_out_s(directory: str, children: int) -> float:
     started = time.perf_counter()
     with database.write() as cx:
         now_us = SystemClock.now_us()
-        claims.finish(cx, lease, [claims.RunResult(claim.job, claim.attempt, "RUN_DONE", 0, "", now_us, now_us)], now_us)
+        claims.finish(cx, lease, [runs.RunResult(claim.job, claim.attempt, "RUN_DONE", 0, "", now_us, now_us)], now_us)
     seconds = time.perf_counter() - started
     with database.read() as cx:
         (ready,) = cx.execute("SELECT count(*) FROM job WHERE state = 'READY'").fetchone()

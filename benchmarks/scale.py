@@ -44,7 +44,7 @@ from balsam_lite.db import models
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import FILE_NAME, Database
 from balsam_lite.db.manager import use
-from balsam_lite.db.store import claims, leases
+from balsam_lite.db.store import claims, leases, runs
 
 _BARE, _VERSION, _BY_STATES = "python -c pass", "balsam --version", "balsam ls --by-states"
 _BATCH, _LARGE_BATCH = 64, 1000
@@ -230,7 +230,7 @@ class Claimer:
     def __init__(self, directory: str, batch: int) -> None:
         self._database: Database = directories.open_database(directory)
         self._batch = batch
-        self._exits: list[claims.RunResult] = []
+        self._exits: list[runs.RunResult] = []
         self.seconds: list[float] = []
         with self._database.write() as cx:
             self._lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
@@ -244,7 +244,7 @@ class Claimer:
             claims.finish(cx, self._lease, self._exits, now_us)
             taken = claims.take(cx, self._lease, common.FixedCapacity(self._batch), claims.Filter(), now_us).to_run
         self.seconds.append(time.perf_counter() - started)
-        self._exits = [claims.RunResult(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
+        self._exits = [runs.RunResult(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
         return len(taken)
 
     def close(self) -> None:

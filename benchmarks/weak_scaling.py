@@ -27,7 +27,8 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.db.store.claims import Claim, RunResult
+from balsam_lite.db.store.claims import Claim
+from balsam_lite.db.store.runs import RunResult
 from balsam_lite.launcher import loop
 from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers

@@ -63,3 +63,6 @@ class Slots:
     def reserve(self, shape):
         self.free -= 1
         return object() if self.free >= 0 else None
+
+    def describe(self, place):
+        return "", ""

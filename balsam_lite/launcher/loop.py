@@ -20,9 +20,10 @@ from ..db.engine.filesystem import LOCAL
 from ..db.query import queries
 from ..db.query.demand import FIRST_JOB, what_may_come
 from ..db.query.takers import NO_JOB
-from ..db.store import claims, held_back, large_writes, leases, pieces
+from ..db.store import claims, held_back, large_writes, leases, pieces, runs
 from ..db.store import steps as step_store
-from ..db.store.claims import Claim, Filter, RunResult, Shape
+from ..db.store.claims import Claim, Filter, Shape
+from ..db.store.runs import RunResult
 from ..db.store.steps import StepEnd
 from ..db.store.suspects import Suspect, next_group
 from .exec.trouble import Pause, Setbacks
@@ -55,6 +56,7 @@ _OUTLOOK_PERIOD_S = 0.25
 _RETRY_PERIOD_S = 1.0
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
+_TIME_IS_UP = "the time is up"
 #: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
 _QUEUE_TIMEOUT_S = 0.25
 
@@ -101,6 +103,7 @@ class Launcher:
         self._is_urged = False  # it was told to stop again
         now = clock.monotonic()
         self._last_tick = self._last_heartbeat = self._last_reap = now
+        self._starts_noted: set[int] = set()  # running jobs whose starts are recorded
         self._tick_costs = deque([0.001], maxlen=5)
         self._idle_since: float | None = None
         self._failing_since: float | None = None
@@ -220,7 +223,8 @@ class Launcher:
             before = queries.end_counts(cx)
             beat_at = self._beat(cx, now_us)
             self._write_note(cx, now_us)
-            reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
+            goes_on = not self.stop_reason
+            reported = claims.finish(cx, self._lease, work.exits, now_us, goes_on, self._pool.describe)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             self._has_large_write = large_writes.is_any(cx)
             self._has_lists = self._has_large_write and large_writes.has_lists(cx)
@@ -250,11 +254,14 @@ class Launcher:
         return to_run, [*reported.to_settle, *steps], held
 
     def _beat(self, cx: Connection, now_us: int) -> float:
-        """Write a heartbeat if it is due. Return the time of the last one, on the monotonic clock."""
+        """Write a heartbeat and the starts of running programs when due. Return when it last did, on the monotonic clock."""
         now = self._clock.monotonic()
         if now - self._last_heartbeat < self._settings.beat_s:
             return self._last_heartbeat
         leases.heartbeat(cx, self._lease, now_us)
+        starts = self._runner.starts()
+        runs.note_starts(cx, (one for one in starts if one.job not in self._starts_noted), self._pool.describe)
+        self._starts_noted = {one.job for one in starts}
         self._db.own_checkpoints(leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch))
         return now
 
@@ -553,7 +560,7 @@ class Launcher:
     def _check_the_end(self) -> None:
         now = self._clock.monotonic()
         if self._limits.ends_at is not None and now >= self._limits.ends_at:
-            self.stop("the time is up")
+            self.stop(_TIME_IS_UP)
         elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
             self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
         elif self._failing_since is not None:
@@ -665,7 +672,8 @@ class Launcher:
             before = queries.end_counts(cx)
             if told:
                 claims.tell_to_stop(cx, self._lease, told, told_us)
-            reported = claims.finish(cx, self._lease, self._exits, now_us, settles=False)
+            stop_cause = runs.TIME_LIMIT if self.stop_reason == _TIME_IS_UP else runs.TOLD_TO_STOP
+            reported = claims.finish(cx, self._lease, self._exits, now_us, False, self._pool.describe, stop_cause)
             ended = step_store.finish(cx, self._lease, self._step_ends, now_us)
             ended[states.USER_KILLED] += reported.killed
             ends = _entered(before, queries.end_counts(cx), ended)

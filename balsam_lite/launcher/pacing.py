@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
-from ..db.store.claims import RunResult, Shape
+from ..db.store.claims import Shape
+from ..db.store.runs import RunResult
 
 #: Maximum number of jobs to claim ahead; a crash of the launcher needlessly sends these through RESTART_READY.
 MAX_AHEAD = 256

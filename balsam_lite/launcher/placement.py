@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..db.query.catalogue import text_of
 from ..db.query.takers import EPSILON, Cost, MpiRules, NodeKind, cost_of, nodes_obstacle
 from ..db.store.claims import Shape
+from ..schedulers.hostlist import compress
 
 
 class Placement(NamedTuple):
@@ -28,12 +29,16 @@ _NOTHING = Cost(0.0, 0.0)
 
 
 class Node:
-    """One node. Without a name it is a share of this host, where ranks may be more than CPUs."""
+    """One node. Without a name it is a share of this host, where ranks may be more than CPUs.
 
-    __slots__ = ("cpus", "cpus_used", "gpu_load", "is_closed", "jobs", "name", "used")
+    Args:
+        label: the name in the record of runs, if it is not `name`.
+    """
 
-    def __init__(self, cpus: int, gpus: Sequence[str] = (), name: str = "") -> None:
-        self.cpus, self.name = cpus, name
+    __slots__ = ("cpus", "cpus_used", "gpu_load", "is_closed", "jobs", "label", "name", "used")
+
+    def __init__(self, cpus: int, gpus: Sequence[str] = (), name: str = "", label: str = "") -> None:
+        self.cpus, self.name, self.label = cpus, name, label or name
         self.gpu_load = dict.fromkeys(gpus, 0.0)
         self.used = 0.0
         self.cpus_used = 0
@@ -183,6 +188,14 @@ class NodePool:
         fitting = [n for n, node in enumerate(self.nodes) if not (node.is_closed or node.kind.lacks(cost))]
         self._reserved = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
 
+    def describe(self, nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]) -> tuple[str, str]:
+        """Return the nodes of a placement as a compressed list, and the GPUs of each: `0,1`, or `0,1;2,3` where they differ."""
+        if len(nodes) == 1:
+            return self.nodes[nodes[0]].label, ",".join(gpus[0])
+        labels = [self.nodes[number].label for number in nodes]
+        words = [",".join(names) for names in gpus]
+        return compress(labels) if all(labels) else "", words[0] if len(set(words)) == 1 else ";".join(words)
+
     def close(self, number: int) -> None:
         """Start nothing on a node any more, as it is lost. Its jobs are released as usual."""
         self.nodes[number].is_closed = True
@@ -231,8 +244,10 @@ class NodePool:
         return self._mpi.most - self._mpi_runs
 
 
-def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
+def divide_host(nodes: int, cpus: int, gpus: Sequence[str], host: str = "") -> list[Node]:
     """Make `nodes` virtual nodes of one host, which share its CPUs and GPUs evenly; the first ones get the remainder.
+
+    The second of them is recorded as `HOST/2`, a single one as `HOST`.
 
     >>> [(node.cpus, list(node.gpu_load)) for node in divide_host(2, 5, ["0", "1", "2"])]
     [(3, ['0', '1']), (2, ['2'])]
@@ -241,7 +256,8 @@ def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
     given = 0
     for number in range(nodes):
         share = len(gpus) // nodes + (number < len(gpus) % nodes)
-        dealt.append(Node(max(1, cpus // nodes + (number < cpus % nodes)), gpus[given : given + share]))
+        label = f"{host}/{number + 1}" if host and nodes > 1 else host
+        dealt.append(Node(max(1, cpus // nodes + (number < cpus % nodes)), gpus[given : given + share], label=label))
         given += share
     return dealt
 
@@ -295,6 +311,9 @@ class TickCapacity:
             self.keeps_nodes = True
             self._pool.reserve_for(shape)
         return None
+
+    def describe(self, place: object) -> tuple[str, str]:
+        return self._pool.describe(place.nodes, place.gpus) if isinstance(place, Placement) else ("", "")
 
     def undo(self) -> None:
         """Release the reserved places: the transaction failed, and nothing was claimed."""

@@ -186,7 +186,7 @@ def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | N
     per_node, asked = gpus_per_node(options, settings), number if options.nodes or batch else 1
     _refuse_too_many(number, (per_node or 0) * asked)
     found = _gpus_of_host(None if per_node is None else per_node * asked)
-    return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, found), options)
+    return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, found, os.uname().nodename), options)
 
 
 def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:

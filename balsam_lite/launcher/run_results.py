@@ -7,17 +7,21 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import states
 from ..core.clock import Clock, format_us
 from ..core.errors import MachineTrouble
 from ..core.process_table import Process
-from ..db.store.claims import Claim, RunResult
+from ..db.store import runs
+from ..db.store.claims import Claim
+from ..db.store.runs import RunResult
+from ..schedulers.hostlist import fold
 from .exec.invocation import BUSY, NODE, REFUSED, Context, Invocation, StartFailure
-from .exec.spawn_helper import ABANDONED
+from .exec.spawn_helper import ABANDONED, BY_ITSELF
 from .exec.spawner import Ended, Leftover, Lost, Started
 from .exec.trouble import Machine
+from .exec.usage import OomKills
 from .placement import Placement
 
 #: Bytes of the end of a run's output that are read for messages of the MPI command.
@@ -33,12 +37,14 @@ class LiveRun:
     """A process of one attempt, until its end is reported."""
 
     __slots__ = (
-        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "left", "made", "members", "pid", "place",
+        "claim", "cpus", "ended", "failure", "is_replaced", "is_spared", "kill_at", "left", "made", "members", "pid", "place",
         "reached_us", "start", "started_us", "stop_result", "told_us"
     )  # fmt: skip
 
-    def __init__(self, claim: Claim, place: Placement | None, started: Started, made: Invocation) -> None:
-        self.claim, self.place, self.made = claim, place, made
+    def __init__(
+        self, claim: Claim, place: Placement | None, started: Started, made: Invocation, cpus: Sequence[int] = ()
+    ) -> None:
+        self.claim, self.place, self.made, self.cpus = claim, place, made, cpus
         _, self.pid, self.start, self.started_us = started
         self.ended: Ended | Lost | None = None
         self.is_replaced = False  # a queued job has its place
@@ -51,6 +57,17 @@ class LiveRun:
         self.members: list[Process] = []
         self.reached_us: int | None = None  # when processes of it outside of its group were signalled
         self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
+
+    @property
+    def cpus_in_words(self) -> str:
+        """Return the CPUs to which it is pinned, such as `0-3,8`; "" if it is not."""
+        return fold(map(str, self.cpus))
+
+
+#: A run that the kernel has killed for lack of memory is heard of within this many seconds.
+_OOM_PERIOD_S = 1.0
+#: Exit codes of a program that SIGKILL has ended, and of a shell whose program it has ended.
+_KILLED_CODES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Finished(NamedTuple):
@@ -74,19 +91,30 @@ class ResultReader:
     def __init__(self, context: Context, clock: Clock, tail_lines: int, machine: Machine) -> None:
         self._context, self._clock, self._tail_lines, self._machine = context, clock, tail_lines, machine
         self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
+        self._oom_kills = OomKills()
+        self._look_at = 0.0  # when to look for kills by the kernel, on the monotonic clock
+
+    def look(self) -> None:
+        """Note now and then how many processes the kernel has killed for lack of memory."""
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _OOM_PERIOD_S
+            self._oom_kills.look()
 
     def read(self, run: LiveRun) -> Finished:
         """Return the result of a run that has ended."""
         assert run.ended is not None
         if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
             return self._not_finished(run)
-        claim, code = run.claim, run.ended.returncode
+        code = run.ended.returncode
         failure = run.failure
         if failure is None and not run.stop_result:
             failure = self.start_failure(run, code)
         if failure is not None and run.told_us is None:
             return self._not_run(run, failure)
         result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
+        is_own = run.ended.end == BY_ITSELF and not run.stop_result
+        cause = runs.OUT_OF_MEMORY if is_own and code in _KILLED_CODES and self._oom_kills.take() else ""
         message, trouble = self._message(run, code), None
         if result == states.RUN_DONE and run.told_us is None and _lacks_result(run.made.result_path):
             result, message = states.RUN_ERROR, _NO_RESULT
@@ -95,8 +123,21 @@ class ResultReader:
             if reason:  # a restart, which counts: it may be this job that fills the disk
                 trouble = MachineTrouble(reason)
                 result, message = states.RESTART_READY, f"{reason}; the run ended: {message}"
-        ended = RunResult(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
+        ended = self._result(run, result, code, message, run.started_us, run.ended.ended_us, told_us=run.told_us, cause=cause)
         return Finished(ended, None if run.is_replaced else run.place, trouble=trouble)
+
+    def _result(
+        self, run: LiveRun, result: str, code: int | None, message: str, started_us: int | None, ended_us: int, **others: Any
+    ) -> RunResult:
+        """Return the result of a run, with the record of where it ran and what it used."""
+        place, ended = run.place, run.ended
+        if isinstance(ended, Ended) and not self._context.mpi.starts(run.claim):
+            others.update(user_us=ended.user_us, system_us=ended.system_us, max_memory=ended.max_memory)
+        if place is not None:
+            others.update(nodes=place.nodes, gpus=place.gpus)
+        if run.cpus:
+            others["cpus"] = run.cpus_in_words
+        return RunResult(run.claim.job, run.claim.attempt, result, code, message, started_us, ended_us, **others)
 
     def _message(self, run: LiveRun, code: int) -> str:
         message = reason(code) if code else ""
@@ -114,11 +155,15 @@ class ResultReader:
 
     def _not_finished(self, run: LiveRun) -> Finished:
         """Return the end of a run that its launcher or helper has lost: the job goes back."""
-        claim, is_dead = run.claim, isinstance(run.ended, Lost)
+        is_dead = isinstance(run.ended, Lost)
         message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
-        started_us = run.started_us if run.pid else None
-        back = RunResult(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
-        return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
+        has_started = run.pid > 0  # else it is unknown
+        back = self._result(
+            run, states.RESTART_READY, None, message, run.started_us if has_started else None, self._clock.now_us(),
+            is_counted=False, is_death=is_dead and has_started and not run.stop_result, may_have_started=True,
+            cause=runs.LAUNCHER_DIED,
+        )  # fmt: skip
+        return Finished(back, run.place)
 
     def _not_run(self, run: LiveRun, failure: StartFailure) -> Finished:
         """Return the end of a run that was not started or whose node died: the job goes back, unless it is the cause."""
@@ -126,8 +171,9 @@ class ResultReader:
         assert isinstance(run.ended, Ended)
         started_us = run.started_us if failure.had_started else None
         message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
-        back = RunResult(
-            claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False
+        cause = runs.NODE_LOST if failure.had_started else ""
+        back = self._result(
+            run, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False, cause=cause
         )
         if failure.kind == BUSY:
             return Finished(back, run.place, trouble=MachineTrouble(failure.words))

@@ -16,7 +16,8 @@ from ..core import states
 from ..core.clock import SECOND_US, Clock
 from ..core.errors import LaunchError, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all, signal_process
-from ..db.store.claims import Claim, RunResult, Shape, unstarted
+from ..db.store.claims import Claim, Shape, unstarted
+from ..db.store.runs import ProgramStart, RunResult
 from .exec import hardware, invocation, run_file
 from .exec.hardware import CpuSet
 from .exec.invocation import Invocation
@@ -58,6 +59,10 @@ class Runner(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of jobs that hold a placement."""
+
+    @abstractmethod
+    def starts(self) -> list[ProgramStart]:
+        """Return when and where the running programs started."""
 
     @property
     @abstractmethod
@@ -163,6 +168,14 @@ class LocalRunner(Runner):
 
     def __len__(self) -> int:
         return len(self._starting) + len(self._runs) + len(self._over)
+
+    def starts(self) -> list[ProgramStart]:
+        """Return when and where the running programs started."""
+        return [
+            ProgramStart(run.claim.job, run.claim.attempt, run.started_us, run.place.nodes, run.place.gpus, run.cpus_in_words)
+            for run in self._runs.values()
+            if run.place is not None and run.pid
+        ]
 
     @property
     def is_busy(self) -> bool:
@@ -287,6 +300,7 @@ class LocalRunner(Runner):
 
     def poll(self) -> list[Finished]:
         """Return the runs that ended since the last call, with true start and end times."""
+        self._results.look()
         self._spawner.poll()
         for answer in self._channel.answers():
             if isinstance(answer, Started):
@@ -330,7 +344,7 @@ class LocalRunner(Runner):
         claim, place = self._taken_out(job)
         to_stop = self._stop_at_once.pop(job, None)
         self.started += 1
-        self._runs[job] = LiveRun(claim, place, started, self._made[job])
+        self._runs[job] = LiveRun(claim, place, started, self._made[job], self._pinned.get(job, ()))
         failpoint("after-spawn")
         if to_stop:
             self.stop([job], *to_stop)

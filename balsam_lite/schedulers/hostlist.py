@@ -98,7 +98,7 @@ def compress(names: Iterable[str]) -> str:
         elif len(parts) == 1:
             words.append(prefix + parts[0][1])
         else:
-            words.append(f"{prefix}[{_fold(number for _, number in parts)}]")
+            words.append(f"{prefix}[{fold(number for _, number in parts)}]")
     return ",".join(words)
 
 
@@ -179,10 +179,10 @@ def _split(name: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (name, "")
 
 
-def _fold(numbers: Iterable[str]) -> str:
+def fold(numbers: Iterable[str]) -> str:
     """Fold numbers with successors of equal width into ranges.
 
-    >>> _fold(["8", "9", "10", "011", "3"])
+    >>> fold(["8", "9", "10", "011", "3"])
     '8-10,011,3'
     """
     runs: list[list[str]] = []

@@ -23,7 +23,8 @@ from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import MachineTrouble
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.store import claims, leases, user_actions
-from balsam_lite.db.store.claims import Claim, Filter, RunResult, Shape
+from balsam_lite.db.store.claims import Claim, Filter, Shape
+from balsam_lite.db.store.runs import RunResult
 from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode import mpi_transport as mpi_transport_module
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
@@ -684,6 +685,9 @@ class _Room:
 
     def reserve(self, shape: Shape) -> object:
         return True
+
+    def describe(self, place: object) -> tuple[str, str]:
+        return "node1", ""
 
 
 def test_a_lost_run_restarts_counts_and_fails_at_the_limit_and_one_that_never_began_does_not_count(

@@ -16,7 +16,7 @@ from launching import PYTHON, Bench, alive
 
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.query import queries
-from balsam_lite.db.store import claims, leases, user_actions
+from balsam_lite.db.store import claims, leases, runs, user_actions
 
 
 @pytest.fixture
@@ -501,6 +501,9 @@ class Places:
         self._free -= 1
         return object() if self._free >= 0 else None
 
+    def describe(self, place):
+        return "", ""
+
 
 def take(bench, count):
     """A lease and jobs claimed for it."""
@@ -517,7 +520,7 @@ def test_thousands_of_children_are_released_in_one_quick_transaction(bench):
     assert claim.job == parent
     started = time.process_time()
     with bench.db.write() as cx:
-        claims.finish(cx, lease, [claims.RunResult(parent, claim.attempt, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease, [runs.RunResult(parent, claim.attempt, "RUN_DONE", 0, "", 3, 4)], 5)
     assert time.process_time() - started < 5  # the goal is 1; see benchmarks/dataflow.py
     assert bench.states() == {"JOB_FINISHED": 1, "READY": 5000}
 
@@ -551,9 +554,9 @@ def end_of_one(bench, others, state, result):
     lease, (claim,) = take(bench, 1)
     if result == "rerun":
         with bench.db.write() as cx:
-            claims.finish(cx, lease, [claims.RunResult(job, claim.attempt, "RUN_ERROR", 1, "", 3, 4)], 5)
+            claims.finish(cx, lease, [runs.RunResult(job, claim.attempt, "RUN_ERROR", 1, "", 3, 4)], 5)
         return work_of(bench, lambda cx: user_actions.set_state(bench.db, [job], "RESTART_READY"))
-    return work_of(bench, lambda cx: claims.finish(cx, lease, [claims.RunResult(job, claim.attempt, result, 0, "", 3, 4)], 5))
+    return work_of(bench, lambda cx: claims.finish(cx, lease, [runs.RunResult(job, claim.attempt, result, 0, "", 3, 4)], 5))
 
 
 @pytest.mark.parametrize(

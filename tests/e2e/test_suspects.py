@@ -17,7 +17,7 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import demand, reasons
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, suspects, user_actions
+from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, runs, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
 #: Kills launchers only: after the launcher's death the helper's parent may be the process that the tests run in.
@@ -60,21 +60,23 @@ class Run(NamedTuple):
     end_us: int
 
 
-def runs(bench: Bench) -> list[Run]:
+def attempts_of(bench: Bench) -> list[Run]:
     with bench.db.read() as cx:
         events = cx.execute("SELECT job, time, to_state, message, data FROM event ORDER BY job, id").fetchall()
+        leases = {(job, ended): lease for job, ended, lease in cx.execute("SELECT job, ended, lease FROM run")}
     found = []
     for (job, start_us, state, message, data), (other, end_us, *_) in zip(events, events[1:]):
         if state == "RUNNING":
             assert job == other
-            said = json.loads(data)
-            found.append(Run(job, said["lease"], "Runs a" in message, "alone" in said, start_us, end_us))
+            if (job, end_us) in leases:  # else it was given back before it started
+                is_alone = "alone" in json.loads(data or "{}")
+                found.append(Run(job, leases[job, end_us], "Runs a" in message, is_alone, start_us, end_us))
     return found
 
 
 def assert_suspects_ran_apart(bench: Bench) -> None:
     """Nothing ran beside a suspect in its launcher but suspects of the same group, and nothing beside one that ran alone."""
-    found = runs(bench)
+    found = attempts_of(bench)
     for one in (run for run in found if run.is_apart):
         beside = [
             other
@@ -143,7 +145,7 @@ def test_suspects_wait_for_other_jobs_and_the_next_launcher_begins_with_those(be
     others = bench.add([{"application": "short"}] * 6)
     assert launch_until_done(bench, "--nodes", "2") == [-9, 0]
     assert_found(bench, [killer], others)
-    started = {run.job: run.start_us for run in runs(bench)}  # the last of each
+    started = {run.job: run.start_us for run in attempts_of(bench)}  # the last of each
     assert all(started[job] < started[killer] for job in others)
 
 
@@ -151,7 +153,7 @@ def test_suspects_are_not_starved_by_a_stream_of_other_jobs(bench: Bench) -> Non
     killer, *stream = bench.add([{"application": "helper-killer", "priority": 1}, *[{"application": "short"}] * 500])
     assert bench.run("--nodes", "4", timeout=120, BALSAM_SUSPECT_WAIT_S="0.5") == 0
     assert_found(bench, [killer], stream)
-    ends = {run.job: run.end_us for run in runs(bench)}
+    ends = {run.job: run.end_us for run in attempts_of(bench)}
     assert ends[killer] < max(ends[job] for job in stream)
 
 
@@ -234,7 +236,7 @@ def test_suspects_are_taken_by_halves_of_those_with_the_most_deaths(db: Database
     lease, second = take_suspects(db)
     assert len(second) == 2 and set(second) < set(first)
     with db.write() as cx:
-        exits = [claims.RunResult(number, 4, "RUN_DONE", 0, "", 3, 4) for number in second]
+        exits = [runs.RunResult(number, 4, "RUN_DONE", 0, "", 3, 4) for number in second]
         claims.finish(cx, lease.id, exits, 5)
     assert [job(db, number, "state", "launcher_deaths") for number in second] == [("JOB_FINISHED", 0)] * 2
     assert len(take_suspects(db)[1]) == 1
@@ -246,8 +248,8 @@ def test_any_end_of_a_run_clears_the_count_but_not_the_loss_of_it(db: Database, 
     make_suspects(db, [ended, lost])
     (lease, [one]), (other_lease, [other]) = take_suspects(db), take_suspects(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.RunResult(one, 3, result, 0, "", 3, 4)], 5)
-        claims.finish(cx, other_lease.id, [claims.RunResult(other, 3, "RESTART_READY", None, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [runs.RunResult(one, 3, result, 0, "", 3, 4)], 5)
+        claims.finish(cx, other_lease.id, [runs.RunResult(other, 3, "RESTART_READY", None, "", 3, 4)], 5)
     assert job(db, one, "launcher_deaths") == (0,)
     assert job(db, other, "launcher_deaths") == (2,)
 
@@ -297,7 +299,7 @@ def test_a_suspect_is_prepared_and_waits_for_its_parents_like_any_job(db: Databa
     (parent,) = add(db, {})
     lease, [_] = take(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.RunResult(parent, 1, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [runs.RunResult(parent, 1, "RUN_DONE", 0, "", 3, 4)], 5)
     (child,) = add(db, {"parents": [parent], "application": "a"})
     make_suspects(db, [child])
     user_actions.set_state(db, [parent], "RESTART_READY")
@@ -305,7 +307,7 @@ def test_a_suspect_is_prepared_and_waits_for_its_parents_like_any_job(db: Databa
     assert take_suspects(db)[1] == []
     lease, [_] = take(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.RunResult(parent, 2, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [runs.RunResult(parent, 2, "RUN_DONE", 0, "", 3, 4)], 5)
     assert take(db)[1] == []
     assert take_suspects(db)[1] == [child]
 

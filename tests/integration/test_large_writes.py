@@ -21,7 +21,7 @@ from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import queries, select
-from balsam_lite.db.store import claims, counters, graph, insert, large_writes, leases, pieces, transitions, user_actions
+from balsam_lite.db.store import claims, counters, graph, insert, large_writes, leases, pieces, runs, transitions, user_actions
 from balsam_lite.launcher import reporting
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
 from balsam_lite.launcher.placement import Node, NodePool
@@ -150,7 +150,7 @@ def test_no_job_of_an_unfinished_list_is_claimed_and_all_are_in_the_end(db, monk
             assert take(db, lease) == []
     assert take(db, lease) == jobs[:1]
     with db.write() as cx:
-        claims.finish(cx, lease, [claims.RunResult(jobs[0], 1, states.RUN_DONE, 0, "", 3, 4)], 5)
+        claims.finish(cx, lease, [runs.RunResult(jobs[0], 1, states.RUN_DONE, 0, "", 3, 4)], 5)
     assert take(db, lease) == jobs[1:2]
 
 

@@ -43,18 +43,13 @@ def db(tmp_path_factory):
             if n % 2:
                 lease = 1 + n % 3
                 cx.execute("UPDATE job SET attempt = 1 WHERE id = ?", (n,))
-                run = (n, 150 + n % 6, states.PREPROCESSED, states.RUNNING, "", json.dumps({"lease": lease}))
-                end = (
-                    n,
-                    200 + n % 6,
-                    states.RUNNING,
-                    states.RUN_ERROR,
-                    f"bad {n % 3}",
-                    f'{{"started":151,"return_code":{n % 4}}}',
-                )
+                run = (n, 150 + n % 6, states.PREPROCESSED, states.RUNNING, "")
+                end = (n, 200 + n % 6, states.RUNNING, states.RUN_ERROR, f"bad {n % 3}")
                 cx.executemany(
-                    "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (?, ?, ?, ?, ?, ?)", [run, end]
+                    "INSERT INTO event (job, time, from_state, to_state, message) VALUES (?, ?, ?, ?, ?)", [run, end]
                 )
+                sql = "INSERT INTO run (job, attempt, lease, started, ended, return_code) VALUES (?, 1, ?, 151, ?, ?)"
+                cx.execute(sql, (n, lease, end[1], n % 4))
             if n % 4 == 0:
                 cx.execute("UPDATE job SET queued_launch_id = 2 WHERE id = ?", (n,))
         counters.recount(cx)
@@ -71,11 +66,11 @@ def rows(db):
             vars(found[number]).update(zip(columns, values))
         for parent, child in cx.execute("SELECT parent, child FROM dependency"):
             found[child].parents.append(parent)
-        for job, time, to_state, data in cx.execute("SELECT job, time, to_state, data FROM event ORDER BY id"):
+        for job, time, to_state in cx.execute("SELECT job, time, to_state FROM event ORDER BY id"):
             found[job].created = time
             if to_state == states.RUNNING:
                 # Of two batch jobs 77 the newer one; the launcher of lease 3 ran outside of any.
-                found[job].batch_job_id = {1: 3, 2: 2, 3: None}[json.loads(data)["lease"]]
+                found[job].batch_job_id = {1: 3, 2: 2, 3: None}[1 + job % 3]
     for row in found.values():
         row.tags = json.loads(row.tags)
         row.batch_job_id = row.batch_job_id or row.queued_launch_id
@@ -318,15 +313,19 @@ def test_the_tuple_of_an_end_tells_when_its_program_was_started(tmp_path):
     insert.add_jobs(db, [{"name": "one"}])
     with db.write() as cx:
         cx.executemany(
-            "INSERT INTO event (job, time, from_state, to_state, data) VALUES (1, 9, ?, ?, ?)",
+            "INSERT INTO event (job, time, from_state, to_state) VALUES (1, ?, ?, ?)",
             [
-                ("RUNNING", "RUN_DONE", '{"started":1795367015360039}'),
-                ("RUNNING", "RUN_ERROR", '{"started":7,"return_code":3}'),
-                ("RUNNING", "RESTART_READY", None),
-                ("CREATED", "FAILED", '{"lease":4}'),
+                (10, "RUNNING", "RUN_DONE"),
+                (20, "RUNNING", "RUN_ERROR"),
+                (30, "RUNNING", "PREPROCESSED"),  # given back before its program started
+                (40, "RUNNING", "RESTART_READY"),
+                (50, "RUNNING", "RUN_DONE"),
+                (60, "CREATED", "FAILED"),
             ],
         )
-    assert [row[5] for row in event_tuples(db, {})] == [1795367015360039, 7, None, None]
+        runs = [(1, 9, 10), (2, 7, 20), (3, None, 40)]
+        cx.executemany("INSERT INTO run (job, attempt, started, ended) VALUES (1, ?, ?, ?)", runs)
+    assert [row[5] for row in event_tuples(db, {})] == [9, 7, 0, None, None, None]
     db.close()
 
 

@@ -40,6 +40,7 @@ from balsam_lite.db.store import (
     large_writes,
     leases,
     pieces,
+    runs,
     steps,
     suspects,
     transitions,
@@ -69,7 +70,7 @@ def take(db, lease, free=100, **only):
 
 def finish(db, lease, claim, result=states.RUN_DONE, code=0):
     with db.write() as cx:
-        return claims.finish(cx, lease, [claims.RunResult(claim.job, claim.attempt, result, code, "", 3, 4)], 5).lost
+        return claims.finish(cx, lease, [runs.RunResult(claim.job, claim.attempt, result, code, "", 3, 4)], 5).lost
 
 
 def state(db, job):
@@ -401,9 +402,11 @@ def test_jobs_that_change_alike_are_claimed_and_ended_by_one_update_each_time(db
         add(db, *[{}] * jobs)
         lease = open_lease(db)
         claiming = statements(db, lambda cx: taken.extend(claims.take(cx, lease, Slots(jobs), claims.Filter(), 2).to_run))
-        exits = [claims.RunResult(claim.job, 1, states.RUN_DONE, 0, "", 3, 4) for claim in taken[-jobs:]]
+        exits = [runs.RunResult(claim.job, 1, states.RUN_DONE, 0, "", 3, 4) for claim in taken[-jobs:]]
         ending = statements(db, lambda cx: claims.finish(cx, lease, exits, 5))
-        return [[sql.split()[0] for sql in one if "UPDATE job" in sql] for one in (claiming, ending)], len(claiming)
+        begun = sum("INTO run" in sql for sql in claiming)
+        assert begun == jobs, "a row of each"
+        return [[sql.split()[0] for sql in one if "UPDATE job" in sql] for one in (claiming, ending)], len(claiming) - begun
 
     taken = []
     few, many = turn(5), turn(50)
@@ -420,7 +423,7 @@ def test_each_job_gets_its_own_events_in_order_however_they_are_grouped(db):
     codes = dict(zip([*alike, *other], (0, 0, 3, 3)))
     results = {0: states.RUN_DONE, 3: states.RUN_ERROR}
     exits = [
-        claims.RunResult(job, taken[job].attempt, results[code], code, "", 10 + job, 20 + job) for job, code in codes.items()
+        runs.RunResult(job, taken[job].attempt, results[code], code, "", 10 + job, 20 + job) for job, code in codes.items()
     ]
     with db.write() as cx:
         claims.finish(cx, lease, exits, 30)
@@ -577,10 +580,10 @@ class StoreMachine(RuleBasedStateMachine):
             with self.db.write() as cx:
                 left = steps.settle_abandoned(cx, lease, 10, 7)
                 taken = claims.take(cx, lease, Slots(3, 3), claims.Filter(), 2)
-                ends = [claims.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                ends = [runs.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
                 if not left and not taken.to_run and not taken.to_prepare:
                     taken, left = take_suspects(cx, lease, Slots(3, 3))
-                    ends = [claims.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                    ends = [runs.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
                 left += claims.finish(cx, lease, ends, 5).to_settle
                 steps.finish(cx, lease, [step_end(claim) for claim in (*left, *taken.to_prepare)], 6)
             if not self.complete_writes() and not left and not taken.to_run and not taken.to_prepare:
@@ -645,7 +648,7 @@ class StoreMachine(RuleBasedStateMachine):
         key = sorted(self.held)[which % len(self.held)]
         claim = self.held.pop(key)
         with self.db.write() as cx:
-            reported = claims.finish(cx, key[0], [claims.RunResult(claim.job, claim.attempt, result, 0, "", 3, 4)], 5)
+            reported = claims.finish(cx, key[0], [runs.RunResult(claim.job, claim.attempt, result, 0, "", 3, 4)], 5)
         assert reported.lost in ([], [key[1]])
         if reported.lost:
             with self.db.read() as cx, pytest.raises(UnknownJob):

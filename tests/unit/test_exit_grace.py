@@ -10,8 +10,9 @@ import pytest
 from balsam_lite.core import states
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.store import exit_rules
-from balsam_lite.db.store.claims import RunResult, Shape
+from balsam_lite.db.store.claims import Shape
 from balsam_lite.db.store.exit_rules import JobFacts
+from balsam_lite.db.store.runs import RunResult
 from balsam_lite.launcher.exit_grace import ExitGraceRunner
 from balsam_lite.launcher.loop import Launcher
 from balsam_lite.launcher.placement import Node, NodePool

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_lite.db.store.claims import RunResult, Shape
+from balsam_lite.db.store.claims import Shape
+from balsam_lite.db.store.runs import RunResult
 from balsam_lite.launcher.pacing import EndRate
 
 

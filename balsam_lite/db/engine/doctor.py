@@ -87,6 +87,21 @@ _RULES = (
         NOTE,
     ),
     Rule(
+        f"""SELECT count(*) FROM job WHERE state = '{states.RUNNING}'
+            AND NOT EXISTS (SELECT 1 FROM run WHERE run.job = job.id AND run.attempt = job.attempt)""",
+        "{} job(s) are RUNNING without a record of the run. That is a fault of balsam; please report it.",
+    ),
+    Rule(
+        "SELECT count(*) FROM run WHERE ended IS NULL AND job NOT IN (SELECT id FROM job WHERE lease IS NOT NULL)",
+        "{} run(s) have no recorded end, although no launcher has their jobs, which does no harm.",
+        NOTE,
+    ),
+    Rule(
+        "SELECT count(*) FROM run WHERE job NOT IN (SELECT id FROM job)",
+        "{} run(s) are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
         "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
         "{} event(s) are of jobs that are not there, which does no harm.",
         NOTE,

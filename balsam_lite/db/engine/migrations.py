@@ -97,6 +97,30 @@ CAUSES_OF_FAILURES = (
     f"UPDATE failure SET jobs = (SELECT count(*) FROM job WHERE job.failure = failure.id AND {_VISIBLE})",
     "DROP TABLE failed",
 )
+#: Up to version 6 the events had what is known of runs: the one to RUNNING the lease, the one that ends it start and return
+#: code; a start of 0 means that it never ran, and its attempt number was used again. The last run has the job's number.
+RUNS_FROM_EVENTS = (
+    """INSERT INTO run (job, attempt, lease, started, ended, return_code, cause)
+        WITH moves AS (
+            SELECT job, id, to_state, data, lead(time) OVER later AS ended, lead(to_state) OVER later AS ended_as,
+                lead(message) OVER later AS words, lead(data) OVER later AS facts
+            FROM event WHERE 'RUNNING' IN (from_state, to_state) WINDOW later AS (PARTITION BY job ORDER BY id)),
+        begun AS (
+            SELECT *, count(*) OVER (PARTITION BY job ORDER BY id DESC) - 1 AS later_runs FROM moves
+            WHERE to_state = 'RUNNING' AND facts IS NOT '{"started":0}')
+        SELECT begun.job, job.attempt - later_runs, json_extract(begun.data, '$.lease'),
+            json_extract(facts, '$.started'), ended,
+            CASE ended_as WHEN 'RUN_DONE' THEN 0 ELSE json_extract(facts, '$.return_code') END,
+            CASE WHEN ended_as = 'USER_KILLED' THEN 'killed' WHEN words LIKE 'Told to stop at %' THEN 'told to stop'
+                WHEN words LIKE '% is gone%' AND ended_as IN ('RESTART_READY', 'FAILED') THEN 'launcher died'
+                WHEN words LIKE 'Lost %' AND ended_as IN ('RESTART_READY', 'FAILED') THEN 'node lost'
+                WHEN ended_as IN ('RESTART_READY', 'FAILED') THEN 'unknown' ELSE '' END
+        FROM begun JOIN job ON job.id = begun.job""",
+    """UPDATE event SET data = NULL
+        WHERE from_state = 'RUNNING' AND (data GLOB '{"started":[0-9]*}' OR data GLOB '{"return_code":[-0-9]*}')
+            OR to_state = 'RUNNING' AND data GLOB '{"lease":[0-9]*}' AND data NOT LIKE '%,%'""",
+    """UPDATE event SET data = json_remove(data, '$.lease') WHERE to_state = 'RUNNING' AND data GLOB '{"lease":*'""",
+)
 
 #: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` changes later, these steps do not.
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -230,6 +254,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     cause TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (job, attempt)
 ) WITHOUT ROWID""",
+        *RUNS_FROM_EVENTS,
         """CREATE TABLE workflow_count (
     workflow TEXT NOT NULL,
     state TEXT NOT NULL,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ...core import states
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseError, InputError
-from ..store import batch_jobs, claims, counters, graph, tags
+from ..store import batch_jobs, claims, counters, graph, runs, tags
 from . import connection, directories, migrations, schema, wal
 
 _MAGIC = b"SQLite format 3\0"
@@ -297,7 +297,7 @@ _WORDS = {
 #: Tables that older files lack -> the schema version that brought them.
 _SINCE = {"failure": 7}
 _MAX_RANGES = 8
-_INSERTS = "large_write"
+_INSERTS, _RUN = "large_write", "run"
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -332,7 +332,7 @@ def salvage(directory: str, target: str) -> Salvaged:
     try:
         before = wal.state_of(path)
         with Image(path) as image:
-            tables, edges, notes = _read(image)
+            tables, edges, found_runs, notes = _read(image)
         if wal.state_of(path) != before:
             raise DatabaseBusy(f"The DB {directory} was written meanwhile.", hint="End its launchers and its service first.")
     except OSError as exc:
@@ -342,7 +342,7 @@ def salvage(directory: str, target: str) -> Salvaged:
     try:
         db = directories.set_up(target)
         with db.write() as cx:
-            notes += _write(cx, tables, edges)
+            notes += _write(cx, tables, edges, found_runs)
         db.close()
         directories.remember(db.directory)
     except BaseException:  # half a DB would look like a complete one
@@ -356,8 +356,8 @@ def salvage(directory: str, target: str) -> Salvaged:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]], list[str]]:
-    """Read the tables and the dependencies, and the notes on them."""
+def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]], list[Row] | None, list[str]]:
+    """Return the tables, the dependencies, the runs (None: the file is of a version that has none) and notes on them."""
     notes: list[str] = []
     plan = _plan(image, notes)
     tables: dict[str, SalvagedTable] = {}
@@ -378,7 +378,20 @@ def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]],
     edges, damaged = _dependencies(image, plan, set(tables["job"].rows))
     if damaged:
         notes.append("some dependencies may be lost: both places in which they are noted are damaged")
-    return tables, edges, notes
+    return tables, edges, _runs(image, plan, notes), notes
+
+
+def _runs(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], notes: list[str]) -> list[Row] | None:
+    """Return the readable rows of the record of runs, with the columns of the newest version."""
+    if _RUN not in plan:
+        return None
+    root, columns = plan[_RUN]
+    lost: list[LostPage] = []
+    found = list(image.entries(root, lost)) if root else []
+    whole = [row for row in found if len(row) == len(columns) and all(isinstance(value, int) for value in row[:2])]
+    if lost or not root or len(whole) < len(found):
+        notes.append("the record of some runs is lost: when, where and with what result they ran")
+    return whole
 
 
 def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -398,11 +411,10 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
         notes.append("the list of tables is damaged; they were looked for where a new DB has them")
         found = {**fresh, **found}
     plan = {}
-    if _INSERTS in found:  # not before schema version 6
-        names = (*names, _INSERTS)
+    names = (*names, *(name for name in (_INSERTS, _RUN) if name in found))  # not before schema versions 6 and 7
     for name in names:
         root, sql = found[name]
-        columns = _columns(sql, name) or _columns(fresh[name][1], name)
+        columns = _columns(sql, name) or _columns(fresh[name][1], name) or ("child", "parent")  # of an index
         plan[name] = (root if _is_plausible(image, root, name, len(columns)) else 0, columns)
     if version < schema.VERSION:
         notes.append(f"it was of schema version {version}, and is of version {schema.VERSION} now")
@@ -451,9 +463,9 @@ def _columns(sql: str, name: str) -> tuple[str, ...]:
 def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
     """Return whether that page is the root of such a table: the page number in a new DB is only a guess."""
     lost: list[LostPage] = []
-    if name.startswith("dependency"):
+    if name.startswith("dependency") or name == _RUN:
         first = next(image.entries(root, lost), None)
-        return first is None or (len(first) == 2 and all(isinstance(value, int) for value in first))
+        return first is None or (len(first) == columns and all(isinstance(value, int) for value in first[:2]))
     for leaf in image.leaves(root, lost, set()):
         return all(_fits(name, row, columns) for _, row in image.rows(leaf, lost))
     return True
@@ -528,7 +540,9 @@ def _dependencies(
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: set[tuple[int, int]]) -> list[str]:
+def _write(
+    cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: set[tuple[int, int]], found_runs: list[Row] | None
+) -> list[str]:
     """Fill a new DB inside the caller's write transaction. Return the notes."""
     now_us, notes = SystemClock.now_us(), []
     for name in _TABLES:
@@ -545,10 +559,17 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: s
     cx.execute("UPDATE job SET failure = NULL WHERE state <> 'FAILED' OR failure NOT IN (SELECT id FROM failure)")
     for statement in migrations.CAUSES_OF_FAILURES:  # of jobs whose cause is lost, or was not stored yet
         cx.execute(statement)
+    if found_runs is None:
+        for statement in migrations.RUNS_FROM_EVENTS:
+            cx.execute(statement)
+    else:
+        runs.restore(cx, found_runs)
     counters.recount(cx)
     running = claims.facts_of(cx, f"job.state = '{states.RUNNING}'", ())
+    runs.end_unseen(cx, held, now_us, runs.UNKNOWN)
     note = "Salvaged from a damaged DB"
-    claims.requeue_lost(cx, [(facts, claims.lost_run(facts, note, now_us, has_started=False)) for facts in running], now_us)
+    lost = [(facts, runs.lost_run(facts, note, now_us, runs.UNKNOWN, is_counted=False)) for facts in running]
+    claims.requeue_lost(cx, lost, now_us)
     if held or running:
         notes.append(f"{len({*held, *(facts.job for facts in running)})} job(s) that launchers had are free again")
     notes += _link(cx, edges, now_us)

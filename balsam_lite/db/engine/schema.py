@@ -149,8 +149,8 @@ TABLES = (
     SELECT id AS job, 0 AS id, created AS time, '' AS from_state, 'CREATED' AS to_state, origin AS message, NULL AS data
     FROM job
     UNION ALL SELECT job, id, time, from_state, to_state, message, data FROM event""",
-    # One row per attempt. `nodes` are names as a compressed list, a share of this host is HOST/2. Times are microseconds UTC,
-    # `return_code` is negative for a signal, CPU times are microseconds, `max_memory` is bytes. NULL: unknown, or not over.
+    # One row per attempt; `db.query.runs.Run` has the meaning of the columns. `ended` is the time of the event that leaves
+    # RUNNING, unless the job was killed before.
     """CREATE TABLE run (
     job INTEGER NOT NULL,
     attempt INTEGER NOT NULL,

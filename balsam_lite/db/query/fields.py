@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec, UnknownField
 from ..engine.schema import PAYLOAD
+from . import runs
 
 COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _TEXTS = ("contains", "startswith", "endswith", "regex")
@@ -80,9 +81,7 @@ _BEFORE_DOT = "substr({0}, 1, instr({0} || '.', '.') - 1)".format("holder.schedu
 #: The batch jobs in which launchers ran: lease -> batch job. PBS appends its server to an id, which submission leaves out.
 LAUNCHES = f"""lease AS holder CROSS JOIN batch_job AS launch
     ON launch.scheduler_id <> '' AND launch.scheduler_id IN (holder.scheduler_id, {_BEFORE_DOT})"""
-LEASE_OF_EVENT = "json_extract(event.data, '$.lease')"
-_LAST_LEASE = f"""(SELECT {LEASE_OF_EVENT} FROM event WHERE event.job = job.id AND event.to_state = '{states.RUNNING}'
-    ORDER BY event.id DESC LIMIT 1)"""
+_LAST_LEASE = runs.of_last_run("run.lease")
 #: The batch job in which a job last ran, else the one for which it is planned. Some schedulers use their ids again: the newest.
 BATCH_JOB_OF_JOB = f"""coalesce(CASE WHEN job.attempt > 0 THEN (SELECT launch.id FROM {LAUNCHES} WHERE holder.id = {_LAST_LEASE}
     ORDER BY launch.id DESC LIMIT 1) END, job.queued_launch_id)"""
@@ -261,7 +260,8 @@ def shown_event_data(key: str) -> Column:
     is_error = f"event.to_state = '{states.RUN_ERROR}'"
     shown = {
         "num_nodes": WEIGHT,
-        "returncode": f"CASE WHEN {is_error} THEN json_extract(event.data, '$.return_code') END",
+        "returncode": f"CASE WHEN {is_error} THEN {runs.RETURN_CODE} END",
+        "started": runs.BEGAN,
         "error": f"CASE WHEN {is_error} THEN event.message END",
         "message": f"CASE WHEN NOT {is_error} THEN nullif(event.message, '') END",
     }.get(key)
@@ -276,4 +276,4 @@ def shown_event_data(key: str) -> Column:
 
 
 #: Keys of an event's data that are for this program only, or are shown under other names.
-INTERNAL_EVENT_KEYS = ("lease", "return_code", PAYLOAD)
+INTERNAL_EVENT_KEYS = ("alone", PAYLOAD)

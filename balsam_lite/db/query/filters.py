@@ -46,7 +46,6 @@ from .fields import (
     EVENT,
     JOB,
     LAUNCHES,
-    LEASE_OF_EVENT,
     LOOKUPS,
     TABLES,
     Column,
@@ -301,8 +300,8 @@ def _compare_fields(table: Table, name: str, found: _Name, value: Any) -> Term:
 #: The jobs that may have run in some batch jobs, or wait for one: by the time in which their launchers lived.
 _MAYBE_IN_BATCH_JOBS = f"""SELECT event.job FROM {LAUNCHES}
         CROSS JOIN event ON event.time BETWEEN holder.opened AND coalesce(holder.closed, {2**62})
-    WHERE launch.id IN {{0}}
-        AND event.to_state = '{states.RUNNING}' AND {LEASE_OF_EVENT} = holder.id
+        CROSS JOIN run ON run.job = event.job AND run.lease = holder.id
+    WHERE launch.id IN {{0}} AND event.to_state = '{states.RUNNING}'
     UNION ALL SELECT id FROM job WHERE queued_launch_id IN {{0}}"""
 _LISTED = "(SELECT value FROM json_each(?))"
 _OF_SCHEDULER_IDS = f"(SELECT id FROM batch_job WHERE scheduler_id IN {_LISTED})"

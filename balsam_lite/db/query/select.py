@@ -20,7 +20,7 @@ from ...core import field_specs, states
 from ...core.errors import InvalidSpec
 from ...core.parameters import launch_params_of
 from ..engine.schema import PAYLOAD, VISIBLE
-from . import queries
+from . import queries, runs
 from .fields import APP, BATCH_JOB, EVENT, INTERNAL_EVENT_KEYS, JOB, WEIGHT, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
 from .operators import LARGEST, Term, execute
@@ -343,39 +343,37 @@ def batch_job_rows(cx: sqlite3.Connection, where: Given = EVERY) -> list[Row]:
 # jobs are read job by job; for many jobs the table is scanned in order of time and filtered, because finding and sorting the
 # events again for each page would take quadratic time.
 
-#: When the program of a run that ends was started, which may be later than its event to RUNNING; 0 if it never was. Like
-#: `claims` writes it.
-_BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB '{{"started":[0-9]*' THEN
-    CAST(substr(event.data, {len('{"started":') + 1}) AS INTEGER) END"""
-
-#: The data of nearly all rows are one of these and a number; parsing JSON would take longer than everything else.
-_ONE_NUMBER = {'{"lease"': "lease", '{"started"': "started"}
-
 #: Up to this number of jobs, events are read job by job.
 FEW_JOBS = 10_000
 #: Events in a page of tuples.
 EVENTS_PER_PAGE = 50_000
 
 
-_EVENT_COLUMNS = f"event.id, event.job, event.time, event.from_state, event.to_state, event.message, event.data, {WEIGHT}"
+_EVENT_COLUMNS = (
+    "event.id, event.job, event.time, event.from_state, event.to_state, event.message, event.data, "
+    f"{WEIGHT}, {runs.BEGAN}, {runs.RETURN_CODE}"
+)
 
 
 def _event(values: Sequence[Any]) -> Row:
-    number, job, time, old, new, message, data, weight = values
-    shown = _event_data(new, message, data, weight)
+    """Return an event. Source of the keys of its data: Balsam 0.7. `started`, of an end, is ours: see `EventTuple`."""
+    number, job, time, old, new, message, data, weight, began, code = values
+    shown: Row = {} if weight is None else {"num_nodes": weight}
+    if new == states.RUN_ERROR:
+        shown["returncode"], shown["error"] = code, message
+    elif message:
+        shown["message"] = message
+    if began is not None:
+        shown["started"] = began
+    if data:
+        shown.update(_event_data(data))
     return {"id": number, "job_id": job, "timestamp": time, "from_state": old, "to_state": new, "data": shown}
 
 
-def _event_data(state: str, message: str, stored: str | None, weight: float | None) -> Row:
-    """Return the data of an event. Source of the keys: Balsam 0.7. `started`, of an end, is ours: see `EventTuple`."""
-    key, _, number = (stored or "{}").partition(":")
-    is_one = key in _ONE_NUMBER and number[:-1].isdecimal()
-    own: Row = {_ONE_NUMBER[key]: int(number[:-1])} if is_one else json.loads(stored or "{}")
-    shown: Row = {} if weight is None else {"num_nodes": weight}
-    if state == states.RUN_ERROR:
-        shown["returncode"], shown["error"] = own.get("return_code"), message
-    elif message:
-        shown["message"] = message
+def _event_data(stored: str) -> Row:
+    """Return the data that a user or a hook gave an event, and that of other kinds of events."""
+    own: Row = json.loads(stored)
+    shown: Row = {}
     shown.update((key, value) for key, value in own.items() if key not in INTERNAL_EVENT_KEYS)
     shown.update(own.get(PAYLOAD, {}))
     return shown
@@ -471,6 +469,6 @@ def event_page(
     """
     touched = [{"$or": [{"from_state__in": touching}, {"to_state__in": touching}]}] if touching else []
     table, (sql, parameters) = _source(cx, _on_events(cx, {**where, "$and": [*where.get("$and", ()), *touched]}), "id")
-    query = f"""SELECT event.time, event.from_state, event.to_state, event.job, {WEIGHT}, {_BEGAN}, event.id
+    query = f"""SELECT event.time, event.from_state, event.to_state, event.job, {WEIGHT}, {runs.BEGAN}, event.id
         FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {EVENTS_PER_PAGE}"""
     return execute(cx, query, (*parameters, min(after, LARGEST))).fetchall()

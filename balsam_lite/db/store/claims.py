@@ -18,7 +18,8 @@ from ...core.clock import format_us
 from ...core.parameters import launch_params_of
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
-from . import exit_rules, graph, large_writes, suspects
+from . import exit_rules, graph, large_writes, runs, suspects
+from .runs import Describe, RunResult
 from .suspects import Suspect
 from .tags import TaggedJobs, of_workflows, rarest, read_tagged, scan_is_cheap
 from .transitions import Transition, apply, id_list
@@ -89,24 +90,6 @@ class Claim(NamedTuple):
         return f"{self.name} [{self.job_id[:8]}]".lstrip()
 
 
-class RunResult(NamedTuple):
-    """How a run ended."""
-
-    job: int
-    attempt: int
-    result: str  # RUN_DONE, RUN_ERROR or RUN_TIMEOUT; RESTART_READY: unknown, its node is lost
-    return_code: int | None
-    message: str
-    started_us: int | None  # None: it never started
-    ended_us: int
-    told_us: int | None = None  # when it was told to stop, before it ended, because its launcher stops
-    start_after: int | None = None  # of RESTART_READY, in microseconds: it is held back until then
-    is_counted: bool = True  # as a restart, if it had started: not where its node died
-    is_death: bool = False  # the launcher or the spawn helper that ran it died
-    #: Of RESTART_READY: it has certainly not started, and goes back to this state, in which it was claimed, and attempt number.
-    former: str = ""
-
-
 class ClaimResult(NamedTuple):
     """The result of `take`, in the order in which to start the jobs."""
 
@@ -128,6 +111,9 @@ class Capacity(Protocol):
 
     def reserve(self, shape: Shape) -> object:
         """Reserve and return a placement for one more job of that shape; None if there is none left."""
+
+    def describe(self, place: object) -> tuple[str, str]:
+        """Return the nodes and the GPUs of a placement for the record of the run; "" if they are not known yet."""
 
 
 class Filter(NamedTuple):
@@ -329,7 +315,7 @@ def _take_among(
     only: Filter,
     among: Sequence[StartableIndex | TaggedJobs],
     now_us: int,
-    note: tuple[str, str] | None = None,
+    note: tuple[str, str | None] | None = None,
 ) -> ClaimResult:
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
@@ -356,7 +342,7 @@ def _take_among(
                 full.add(shape)
             else:
                 chosen.append((shape, row, place))
-    _mark_running(cx, lease, [row for _, row, _ in chosen], now_us, note)
+    _mark_running(cx, lease, [(row, room.describe(place)) for _, row, place in chosen], now_us, note)
     hold_for_step(cx, lease, [row[0] for _, row in to_prepare])
     return ClaimResult([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
 
@@ -375,7 +361,7 @@ def take_suspects(
 
     `group` is a `suspects.next_group`: the launcher runs nothing else until all of them have ended.
     """
-    note = suspects.running_note(lease, group[0].deaths, is_alone=len(group) == 1)
+    note = suspects.running_note(group[0].deaths, is_alone=len(group) == 1)
     return _take_among(cx, lease, room, only, suspects.startable(group), now_us, note)
 
 
@@ -506,20 +492,27 @@ def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:
 
 
 def _mark_running(
-    cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int, note: tuple[str, str] | None = None
+    cx: sqlite3.Connection,
+    lease: int,
+    chosen: Sequence[tuple[Row, tuple[str, str]]],
+    now_us: int,
+    note: tuple[str, str | None] | None = None,
 ) -> None:
-    """Make jobs RUNNING; `note` is the message and the data of that event, None for the default ones."""
-    holder = (None, note[1] if note else f'{{"lease":{lease}}}')
-    messages = ("", note[0]) if note else ()
+    """Make jobs RUNNING and begin their runs; each row comes with the nodes and GPUs of its run.
+
+    `note` is the message and the data of the event RUNNING.
+    """
+    messages, data = (("", note[0]), (None, note[1])) if note else ((), ())
     moves = []
-    for row in rows:
+    for row, _ in chosen:
         job, state = row[0], row[1]
         if state in states.RUNNABLE_STATES:
-            moves.append(Transition(job, (state, states.RUNNING), now_us, messages[1:], holder[1:]))
+            moves.append(Transition(job, (state, states.RUNNING), now_us, messages[1:], data[1:]))
         else:
-            moves.append(Transition(job, (state, states.PREPROCESSED, states.RUNNING), now_us, messages, holder))
+            moves.append(Transition(job, (state, states.PREPROCESSED, states.RUNNING), now_us, messages, data))
     columns = "lease = ?, attempt = attempt + 1, return_code = NULL, told_to_stop = NULL"
     apply(cx, moves, states.LAUNCHER, columns, [(lease,)] * len(moves), only_if=FREE)
+    runs.begin(cx, lease, [(row[0], row[3] + 1, *where) for row, where in chosen])
 
 
 def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
@@ -568,12 +561,22 @@ class Reported(NamedTuple):
     killed: int = 0  # jobs that the user has killed meanwhile
 
 
-def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_us: int, settles: bool = True) -> Reported:
+def finish(
+    cx: sqlite3.Connection,
+    lease: int,
+    exits: Iterable[RunResult],
+    now_us: int,
+    settles: bool = True,
+    describe: Describe = runs.as_known,
+    stop_cause: str = runs.TOLD_TO_STOP,
+) -> Reported:
     """Record how runs ended, release the jobs, promote or fail their children.
 
     A job that was killed meanwhile is released and stays USER_KILLED. A job that this lease no longer holds was deleted, or
     reaped by a process that took this launcher for dead. With `settles` the launcher keeps jobs that need a step after their
     program; else these are left to the next launcher.
+
+    `stop_cause` is why runs that were told to stop have ended.
     """
     ended = {e.job: e for e in exits}
     if not ended:
@@ -582,40 +585,39 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_u
     mine = {f.job: f for f in facts if f.attempt == ended[f.job].attempt}
     moves, columns, kept, lost = [], [], [], []
     released_jobs: list[tuple[int, str]] = []
+    killed: list[RunResult] = []
     for job, fact in mine.items():
+        run = ended[job]
         if fact.state != states.RUNNING:
+            killed.append(run._replace(cause=runs.KILLED))
             continue
-        if ended[job].result == states.RESTART_READY:
-            lost.append((fact, ended[job]))
+        if run.result == states.RESTART_READY:
+            lost.append((fact, run))
+            continue
+        result = exit_rules.result_of(fact, run.result, run.told_us)
+        outcome = exit_rules.after_run(fact, result, run.return_code)
+        moves.append(_finished(run, outcome))
+        keep = settles and outcome.needs_step
+        columns.append((lease if keep else None, run.return_code, outcome.restarts, outcome.retries, run.told_us))
+        if keep:
+            kept.append(job)
         else:
-            result = exit_rules.result_of(fact, ended[job].result, ended[job].told_us)
-            outcome = exit_rules.after_run(fact, result, ended[job].return_code)
-            moves.append(_finished(ended[job], outcome))
-            keep = settles and outcome.needs_step
-            told_us = ended[job].told_us
-            columns.append((lease if keep else None, ended[job].return_code, outcome.restarts, outcome.retries, told_us))
-            if keep:
-                kept.append(job)
-            else:
-                released_jobs.append((job, outcome.path[-1]))
+            released_jobs.append((job, outcome.path[-1]))
     changes = "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?, launcher_deaths = 0"
     apply(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
-    requeue_lost(cx, lost, now_us)
-    release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
+    runs.end(cx, [*(ended[m.job] for m in moves), *killed], describe, stop_cause)
+    requeue_lost(cx, lost, now_us, describe)
+    release(cx, lease, [run.job for run in killed], now_us)
     lost_jobs = [job for job in ended if job not in mine]
-    killed = sum(fact.state == states.USER_KILLED for fact in mine.values())
-    return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), killed)
+    return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), len(killed))
 
 
 def _finished(ended: RunResult, outcome: exit_rules.NextStates) -> Transition:
-    facts = {"started": ended.started_us, "return_code": ended.return_code or None}
-    known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
-    data = (f"{{{known}}}",) if known else ()
     cause = outcome.cause
     if ended.result == states.RUN_ERROR and ended.started_us is None:
         cause = causes.of_message(causes.NOT_STARTED, ended.message)
-    return Transition(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data, cause)
+    return Transition(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), cause=cause)
 
 
 def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
@@ -623,44 +625,40 @@ def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
     return RunResult(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
 
 
-#: In the event that ends a claim whose program never ran.
-_NEVER_STARTED = '{"started":0}'
-
-
-def lost_run(facts: exit_rules.JobFacts, message: str, now_us: int, has_started: bool, is_death: bool = False) -> RunResult:
-    """Return the end of a run whose launcher is gone."""
-    started_us = now_us if has_started else None
-    return RunResult(facts.job, facts.attempt, states.RESTART_READY, None, message, started_us, now_us, is_death=is_death)
-
-
-def requeue_lost(cx: sqlite3.Connection, lost: Sequence[tuple[exit_rules.JobFacts, RunResult]], now_us: int) -> None:
+def requeue_lost(
+    cx: sqlite3.Connection,
+    lost: Sequence[tuple[exit_rules.JobFacts, RunResult]],
+    now_us: int,
+    describe: Describe = runs.as_known,
+) -> None:
     """Return RUNNING jobs that no launcher runs any more to RESTART_READY, which is the result of the run given with each.
 
     A job that had started has used up a restart; at its limit it fails with its children.
 
     A job that has certainly never started returns to its former state, and its attempt number is reused by the next run.
     If a job was running when its launcher or spawn helper died, the death is counted instead of a restart; see `suspects`.
+    The runs end when their events do, and those that have never started leave no record.
     """
     if not lost:
         return
     moves, columns = [], []
-    deaths = suspects.at_death(cx, [run.job for _, run in lost if run.is_death and run.started_us is not None])
+    deaths = suspects.at_death(cx, [run.job for _, run in lost if run.is_death and run.has_started])
     for facts, run in lost:
-        has_started, message = run.started_us is not None, run.message
-        outcome = exit_rules.after_lost_holder(facts, has_started and run.is_counted)
+        message = run.message
+        outcome = exit_rules.after_lost_holder(facts, run.has_started and run.is_counted)
         if facts.job in deaths:
             number = deaths[facts.job][0] + 1
             outcome = exit_rules.after_death(facts, number, deaths[facts.job][1])
             if number >= SUSPECT_DEATHS:
                 message = f"{message}; {suspects.describe(number)}, so it will be run apart from other jobs"
         path = (states.RUNNING, run.former) if run.former else outcome.path
-        data = () if has_started else (_NEVER_STARTED,)
-        if has_started and facts.told_to_stop is not None:
+        if run.has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
-        moves.append(Transition(facts.job, path, now_us, (outcome.messages[0] or message,), data, outcome.cause))
+        moves.append(Transition(facts.job, path, run.ended_us, (outcome.messages[0] or message,), cause=outcome.cause))
         columns.append((outcome.restarts, run.start_after, facts.attempt - bool(run.former), int(facts.job in deaths)))
     changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
     apply(cx, moves, states.REAPER, changes, columns)
+    runs.end(cx, [run for _, run in lost], describe)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 

@@ -216,6 +216,7 @@ def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
     gone = counters.uncount(cx, "SELECT id FROM doomed")
     tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
+    cx.execute("DELETE FROM run WHERE job IN (SELECT id FROM doomed)")
     cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
     return gone
 

@@ -22,7 +22,7 @@ from ..engine.binding import renew_id
 from ..engine.connection import AT_WORK, Database
 from ..engine.schema import sql_list
 from ..query import queries
-from . import batch_jobs, claims, notifications
+from . import batch_jobs, claims, notifications, runs
 from .exit_rules import JobFacts
 
 
@@ -224,11 +224,13 @@ def reap(
     lease: Lease,
     now_us: int,
     end_reason: str = "dead",
-    counts_restart: bool = True,
+    cause: str = runs.LAUNCHER_DIED,
     watch: Watch | None = None,
     may_have_killed: Callable[[JobFacts], bool] = lambda facts: False,
 ) -> int:
     """Free the jobs of a dead holder: RUNNING jobs go to RESTART_READY, or to FAILED at their restart limit.
+
+    `cause` ends the runs; with another one than the launcher's death this counts as no restart.
 
     The caller has made sure that no process of those jobs is alive on this host. A holder on another host may be alive; it then
     reads for how long `watch` saw no heartbeat. For jobs that `may_have_killed` the holder, its death is counted instead of a
@@ -237,8 +239,10 @@ def reap(
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
     running = [facts for facts in rows if facts.state == states.RUNNING]
-    lost = [(facts, claims.lost_run(facts, note, now_us, counts_restart, may_have_killed(facts))) for facts in running]
+    is_counted = cause == runs.LAUNCHER_DIED
+    lost = [(facts, runs.lost_run(facts, note, now_us, cause, is_counted, may_have_killed(facts))) for facts in running]
     claims.requeue_lost(cx, lost, now_us)
+    runs.end_unseen(cx, [facts.job for facts in rows if facts.state == states.USER_KILLED], now_us, runs.KILLED)
     in_step = [facts for facts in rows if facts.state in _STEP_STATES and may_have_killed(facts)]
     claims.count_step_deaths(cx, in_step, now_us, was_alone=len(rows) == 1)
     claims.release(cx, lease.id, [facts.job for facts in rows if facts.state != states.RUNNING], now_us)
@@ -413,7 +417,7 @@ def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
     cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original
     notifications.forget(cx)  # the original tells them
     found = open_leases(cx)
-    jobs = sum(reap(cx, lease, now_us, _ORIGINAL_GOES_ON, counts_restart=False) for lease in found)
+    jobs = sum(reap(cx, lease, now_us, _ORIGINAL_GOES_ON, runs.UNKNOWN) for lease in found)
     renew_id(cx)
     if is_in_place:
         return Freed(jobs, len(found), 0)

@@ -95,11 +95,10 @@ def launches(cx: sqlite3.Connection) -> list[int]:
     return [row[0] for row in rows]
 
 
-def running_note(lease: int, deaths: int, is_alone: bool) -> tuple[str, str]:
+def running_note(deaths: int, is_alone: bool) -> tuple[str, str | None]:
     """Return the message and the data of the event by which a suspect becomes RUNNING."""
     how = "alone" if is_alone else "apart from other jobs"
-    alone = f',"{_ALONE}":1' if is_alone else ""
-    return f"Runs {how}: {describe(deaths)}", f'{{"lease":{lease:d}{alone}}}'
+    return f"Runs {how}: {describe(deaths)}", f'{{"{_ALONE}":1}}' if is_alone else None
 
 
 def describe(deaths: int) -> str:

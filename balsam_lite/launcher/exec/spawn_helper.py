@@ -28,12 +28,14 @@ from ...core.errors import SpawnFailed
 from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
 from .adopted import Adopted, HelperRun
 from .run_file import RunFile, Writer
+from .usage import PeakMemory
 
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, keys), (WITHDRAW, keys), (TELL, keys),
 # (SIGNAL, keys, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
 START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
 # To it: (STARTED, key, pid, started, started_us),
-# (ENDED, key, return code, ended_us, end, key of the successor or None, [(name, *Process) of what it has left] or None),
+# (ENDED, key, return code, ended_us, end, key of the successor or None, user_us, system_us, peak memory or None,
+# [(name, *Process) of what it has left] or None),
 # (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,), (UNRECORDED, why).
 STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
 #: How a run ended: by itself; after it had been told to stop; because the launcher sent no heartbeat.
@@ -100,6 +102,7 @@ class Helper:
         self._answers: list[tuple[Any, ...] | list[Any]] = []
         self._ended: list[tuple[HelperRun, list[Any]]] = []  # with its answer, which lacks what the run has left
         self._adopted = Adopted()
+        self._peak = PeakMemory()
         self._sees_processes = sees_processes()
         self._look_at = self._started_at = 0.0  # when to look for adopted processes; when the last program was started
         self._flush_at = 0.0
@@ -267,7 +270,7 @@ class Helper:
         """Reap the children that have ended, including adopted ones, and refill the slots of successful runs."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG) if self._sees_processes else self._end_group_and_wait()
+                pid, status, usage = os.wait4(-1, os.WNOHANG) if self._sees_processes else self._end_group_and_wait()
             except ChildProcessError:
                 return
             if not pid:
@@ -280,20 +283,21 @@ class Helper:
             successor = None
             if code == 0 and run.end == BY_ITSELF and run.lane:
                 successor = self._refill(run.lane)
-            answer = [ENDED, run.key, code, ended_us, run.end, successor]
+            times = int(usage.ru_utime * 1e6), int(usage.ru_stime * 1e6)
+            answer = [ENDED, run.key, code, ended_us, run.end, successor, *times, self._peak.read(usage.ru_maxrss)]
             self._ended.append((run, answer))
             self._answer(answer)
 
-    def _end_group_and_wait(self) -> tuple[int, int]:
-        """Reap a child without /proc, as waitpid does. End the rest of its group now: later nothing would find it."""
+    def _end_group_and_wait(self) -> tuple[int, int, Any]:
+        """Reap a child without /proc, as wait4 does. End the rest of its group now: later nothing would find it."""
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
-            return 0, 0
+            return 0, 0, None
         run = self._runs.get(found.si_pid)
         if run is not None and not run.is_kept:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(run.pid, signal.SIGKILL)
-        return os.waitpid(found.si_pid, 0)
+        return os.wait4(found.si_pid, 0)
 
     def _look_for_leftovers(self) -> None:
         """Record adopted processes, and add to the answers about ended runs the processes that each has left."""

@@ -65,6 +65,9 @@ class Ended(NamedTuple):
     end: int = spawn_helper.BY_ITSELF
     successor: int | None = None  # the key of the queued program that has taken its place
     left: list[Leftover] | None = []  # what it has left running; None: unknown
+    user_us: int | None = None  # CPU time of the program and of the processes for which it has waited
+    system_us: int | None = None
+    max_memory: int | None = None  # bytes; None: unknown
 
 
 class FailedStart(NamedTuple):
@@ -331,10 +334,10 @@ class Spawner:
             channel.put(Started(key, *words[2:]))
         elif kind == spawn_helper.ENDED:
             self._forget(helper, wire)
-            _, _, code, ended_us, end, successor, left = words
+            _, _, code, ended_us, end, successor, *usage, left = words
             if left:
                 left = [Leftover(name, Process._make(fields)) for name, *fields in left]
-            channel.put(Ended(key, code, ended_us, end, None if successor is None else successor // _CHANNELS, left))
+            channel.put(Ended(key, code, ended_us, end, None if successor is None else successor // _CHANNELS, left, *usage))
         else:
             self._forget(helper, wire)
             channel.put(FailedStart(key, _failure(*words[2:])))

@@ -131,7 +131,7 @@ def use(
         lost = tuple(host for host in hosts if host in names)
         return failure._replace(hosts=lost) if lost else failure._replace(kind=REFUSED)
 
-    return MpiUse(words, at_term, end_words, judge)
+    return MpiUse(words, at_term, end_words, judge, lambda claim: rules.starts(claim.shape))
 
 
 def _run_name(claim: Claim) -> str:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 from ...core import states
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
-from ...db.store.claims import Claim, RunResult
+from ...db.store import runs
+from ...db.store.claims import Claim
+from ...db.store.runs import ProgramStart, RunResult
 from ..exec.trouble import Setbacks
 from ..placement import Placement
 from ..run_results import Finished
@@ -213,6 +215,13 @@ class ClusterRunner(Runner):
     def __len__(self) -> int:
         return len(self._local) + len(self._away) + len(self._finished)
 
+    def starts(self) -> list[ProgramStart]:
+        """Return when and where the running programs started; of other nodes' only where."""
+        return [
+            *self._local.starts(),
+            *(ProgramStart(job, away.attempt, None, away.place.nodes, away.place.gpus, "") for job, away in self._away.items()),
+        ]
+
     @property
     def is_busy(self) -> bool:
         """Return whether something is going on that causes no signal and no message."""
@@ -224,14 +233,14 @@ class ClusterRunner(Runner):
         if rank == 0 or self._is_own(claim):
             self._local.start(claim, place)
             return
-        self._away[claim.job] = _RemoteRun(claim.attempt, claim.state, place, self._clock.now_us())
+        self._away[claim.job] = _RemoteRun(claim.attempt, claim.state, place)
         if rank in self._workers.left_out:
             self._give_up({claim.job}, "")
             return
         size = self._channel.send(rank, *messages.start(claim, place), about=claim.job)
         if size > MAX_MESSAGE_BYTES:
             message = f"The job could not be started: the message to its node has {size} bytes, more than {MAX_MESSAGE_BYTES}"
-            self._end(claim.job, states.RUN_ERROR, message, None)
+            self._end(claim.job, states.RUN_ERROR, message)
 
     def poll(self) -> list[Finished]:
         """Return the runs that ended since the last call, with true start and end times."""
@@ -311,12 +320,14 @@ class ClusterRunner(Runner):
             self._started_away += run.started_us is not None
             self._settle(run, trouble)
 
-    def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:
-        self._settle(RunResult(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
+    def _end(self, job: int, result: str, message: str, cause: str = "") -> None:
+        run = RunResult(job, self._away[job].attempt, result, None, message, None, self._clock.now_us(), cause=cause)
+        self._settle(run._replace(may_have_started=bool(cause)))
 
     def _settle(self, run: RunResult, trouble: MachineTrouble | None = None) -> None:
         self._stopping.discard(run.job)
-        self._finished.append(Finished(run, self._away.pop(run.job).place, trouble=trouble))
+        place = self._away.pop(run.job).place
+        self._finished.append(Finished(run._replace(nodes=place.nodes, gpus=place.gpus), place, trouble=trouble))
 
     def _give_up(self, jobs: Collection[int], message: str) -> None:
         """Report jobs that no rank was told to start."""
@@ -331,7 +342,7 @@ class ClusterRunner(Runner):
         unsent = self._channel.withdraw(rank, here)
         self._give_up(unsent, "")
         for job in here - unsent:
-            self._end(job, states.RESTART_READY, f"Lost {self._workers.name(rank)}: {reason}", self._away[job].told_us)
+            self._end(job, states.RESTART_READY, f"Lost {self._workers.name(rank)}: {reason}", runs.NODE_LOST)
 
 
 class _RemoteRun(NamedTuple):
@@ -340,4 +351,3 @@ class _RemoteRun(NamedTuple):
     attempt: int
     former: str  # the state in which it was claimed
     place: Placement
-    told_us: int  # when the node was told to start it

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
-from ...db.store.claims import Claim, RunResult, Shape
+from ...db.store.claims import Claim, Shape
+from ...db.store.runs import RunResult
 from ..exec.hardware import DEFAULT_GPU_VARIABLES
 from ..placement import Placement
 from .mpi_transport import MpiTransport

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from ...core import states
 from ...core.clock import Clock
-from ...db.store.claims import Claim, RunResult, unstarted
+from ...db.store.claims import Claim, unstarted
+from ...db.store.runs import RunResult
 from .. import mpirun
 from ..exec import hardware, invocation
 from ..exec.run_file import RunFiles, end_own_runs, end_runs, forget

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,58 +16,86 @@ from .group import Choice, ConditionOption, Option, PathCommand, option
 from .output import one_line
 from .selection import Selection, selection_options
 
-_KINDS = ("throughput", "utilization", "states", "gantt")
+if TYPE_CHECKING:
+    from ..plots.campaign import Window
+    from ..plots.text import Style
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: As in `plots.charts.KINDS`, which takes long to import.
+KINDS = ("throughput", "utilization", "states", "gantt", "nodes", "durations", "waiting", "memory", "failures", "dag")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
+def window_options(function: _Function) -> _Function:
+    """Give a command --after and --before as its parameters `after` and `before`; see `window_of`."""
+    after = option(
+        "--after", cls=ConditionOption, metavar="TIME",
+        help="Start of what is shown: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.",
+    )  # fmt: skip
+    before = option("--before", cls=ConditionOption, metavar="TIME", help="End of what is shown, likewise.")
+    return after(before(function))
+
+
+def window_of(after: str | None, before: str | None, now_us: int) -> Window:
+    """Return the span of time that --after and --before select. Raises InvalidSpec."""
+    from ..plots.campaign import Window
+
+    window = Window(*(limit if text is None else moment(text, now_us) for text, limit in zip((after, before), Window())))
+    if window.start > window.end:
+        raise InvalidSpec(f"--after {after} is later than --before {before}.")
+    return window
+
+
 @click.command(cls=PathCommand)
-@click.argument("kind", type=Choice(_KINDS), metavar="|".join(_KINDS))
-@option("-o", "--output", metavar="FILE", help="Figure to draw: .png, .svg or .pdf. [default: plot in the terminal]")
-@selection_options(ids=Option)
+@click.argument("kind", type=Choice(KINDS), metavar="KIND")
 @option(
-    "--after",
-    cls=ConditionOption,
-    metavar="TIME",
-    help="Start of the plot: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.",
-)
-@option("--before", cls=ConditionOption, metavar="TIME", help="End of the plot, likewise.")
+    "-o", "--output", metavar="FILE",
+    help="Figure to draw: .png, .svg or .pdf; dag also .dot or .mmd. [default: plot in the terminal]",
+)  # fmt: skip
+@selection_options(ids=Option)
+@window_options
 @long_site_option
 def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, chosen: Selection) -> None:
     """Draw the jobs that match: all conditions must hold.
 
     \b
-    throughput   jobs done over time
+    throughput   jobs done over time, and the rate
     utilization  nodes in use, and the nodes that batch jobs had
     states       how many jobs were in each state
-    gantt        each run as a bar, coloured by how it ended
+    gantt        the runs on each node, coloured by how they ended
+    nodes        how busy each node was, and its failed runs
+    durations    how long runs took, by application
+    waiting      how long jobs waited before their runs, by application
+    memory       peak memory of runs, by application
+    failures     failed jobs by cause, failed runs by node
+    dag          the graph of jobs by state
 
     \b
     Examples:
         balsam plot throughput
         balsam plot utilization --tag workflow=hello -o hello.svg
         balsam plot states --site all --after 2h
+        balsam plot dag --wf scan -o scan.dot
     """
-    from ..plots import figures, kinds
-    from ..plots.timeline import Window
+    from ..plots import campaign, charts, figures, text
 
     now_us = SystemClock.now_us()
-    window = Window(*(limit if text is None else moment(text, now_us) for text, limit in zip((after, before), Window())))
-    if window.start > window.end:
-        raise InvalidSpec(f"--after {after} is later than --before {before}.")
+    window = window_of(after, before, now_us)
     where = chosen.conditions()
     if output is not None:
-        figures.check_path(output)
-        figures.check_matplotlib()
-    found = ask_sites(site, lambda one: kinds.read(one, kind, where))
+        figures.check_path(output, kind == "dag")
+    draw, parts = charts.KINDS[kind]
+    found = ask_sites(site, lambda one: campaign.read(one, where, parts, now_us, window))
     sites = ", ".join(entry.name for entry, _ in found)
-    picture = kinds.prepared(
-        kind, [one for _, one in found], sites if len(sites) <= 40 else f"{len(found)} sites", now_us, window
-    )
+    style = _style()
+    fineness = style.fineness if output is None else charts.Size()
+    picture = draw(campaign.merged([one for _, one in found]), sites if len(sites) <= 40 else f"{len(found)} sites", fineness)
     picture = picture._replace(title="\n".join([picture.title, *([_shortened(str(chosen))] if chosen else [])]))
     if output is None:
-        sys.stdout.writelines(f"{line}\n" for line in picture.lines(_style()))
+        sys.stdout.writelines(f"{line}\n" for line in text.lines(picture, style))
     else:
-        picture.save(output)
+        figures.save(picture, output)
         say(f"Wrote {output}")
 
 
@@ -74,7 +103,7 @@ def _shortened(line: str) -> str:
     return one_line(line if len(line) <= 80 else f"{line[:79]}…")
 
 
-def _style() -> Any:
+def _style() -> Style:
     """Return the width of the terminal and whether it can show block characters."""
     import shutil
 

@@ -1,1 +1,1 @@
-"""Plots of what jobs did: `timeline` collects the data, `figures` draws it with matplotlib, `text` draws it in a terminal."""
+"""Plots and reports: `campaign` reads the data, `charts` computes the numbers, `text`, `figures` and `svg` draw them."""

@@ -1,22 +1,25 @@
-"""Draw the plots as lines of text for a terminal: with block characters, or in plain ASCII where the terminal has none."""
+"""Draw charts as lines of text for a terminal: with block characters, or in plain ASCII where the terminal has none."""
 
 from __future__ import annotations
 
 import math
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
 
-from . import timeline
-from .timeline import Counts, Curve, Runs
+from ..core import states
+from ..core.display import SIGNS, counted
+from .charts import Bars, Cell, Lanes, Picture, Size, Spreads, TimeChart
+from .graph import Graph, layers
+from .scales import TimeAxis, value_ticks
 
-#: Rows of a chart, and the maximum number of rows of lanes.
-_HEIGHT, _MAX_LANES = 15, 24
-#: Characters to the left of a chart, including its axis.
-_MARGIN = 10
-#: Number of steps on the scale of a chart.
-_STEPS = 3
+#: Rows of a chart, of one of several, and the maximum number of rows of lanes and of a graph.
+_HEIGHT, _LOW, _MAX_LANES, _MAX_NODES = 15, 8, 24, 40
+#: Characters to the left of a chart, including its axis, and the longest name of a row.
+_MARGIN, _MAX_NAME = 10, 24
 _MIN_WIDTH = 30
+#: Characters that one tick takes at least on the time axis.
+_TICK = 9
 
 #: The letter for a run that ended in this state, unless that is RUN_DONE.
 _LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
@@ -30,180 +33,202 @@ class Style:
         self.width = max(width, _MIN_WIDTH)
         self.levels = " ▁▂▃▄▅▆▇█" if blocks else " .:=#"  # by how much of a cell is filled from the bottom
         self.shades = " ░▒▓█" if blocks else " .:=#"
-        self.bar, self.line, self.corner, self.limit = "│─└╌" if blocks else "|-+-"
+        self.full = "█" if blocks else "#"
+        self.bar, self.line, self.corner, self.limit, self.more = "│─└╌…" if blocks else "|-+-~"
+        self.has_signs = blocks
 
     @property
     def columns(self) -> int:
         """Return the number of columns of a chart without its axis."""
         return self.width - _MARGIN
 
+    @property
+    def fineness(self) -> Size:
+        """Return how fine the charts have to be."""
+        return Size(self.columns, _MAX_LANES)
+
     def level(self, part: float) -> str:
         """Return the character for a cell that is filled to that part; a small part is never shown as empty."""
         steps = len(self.levels) - 1
         return self.levels[max(min(round(part * steps), steps), 1 if part > 0 else 0)]
 
-
-def throughput(done: Curve, since: int, title: str, style: Style) -> list[str]:
-    """Plot the number of jobs done over time, starting at `since`."""
-    span = since, done.times[-1]
-    edges = _edges(span, style.columns)[1:]
-    values = [bisect_right(done.times, edge) for edge in edges]
-    return [title, *_chart(values, [], style, "jobs done", 1), *_clock(span, style)]
-
-
-def utilization(used: Curve, available: Curve, title: str, style: Style) -> list[str]:
-    """Plot the mean number of nodes in use in each column, with a line at the number of available nodes above it."""
-    span = min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]])
-    values, limits = (_means(curve, span, style.columns) for curve in (used, available))
-    label = f"nodes in use, {style.limit} available" if available.times else "nodes in use"
-    return [title, *_chart(values, limits if available.times else [], style, label), *_clock(span, style)]
+    def name(self, text: str, width: int) -> str:
+        """Return a name on one line of that width."""
+        shown = text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+        if not self.has_signs:
+            shown = shown.encode("ascii", "replace").decode()
+        return f"{shown if len(shown) <= width else f'{shown[: width - 1]}{self.more}':{width}}"
 
 
-def states(counts: Counts, title: str, style: Style) -> list[str]:
-    """Plot the number of jobs in each state as one line per state, relative to the highest number of all."""
-    span = counts.times[0], counts.times[-1]
-    name_width = max(map(len, counts.by_state))
-    columns = max(style.width - name_width - 25, 10)
-    edges = _edges(span, columns)[1:]
-    lines = [title, f"{'':{name_width}} {'':{columns}} {'at most':>11} {'at last':>11}"]
-    for state, values in counts.by_state.items():
-        most = max(values)
-        shown = [values[max(bisect_right(counts.times, edge) - 1, 0)] for edge in edges]
-        drawn = "".join(style.level(value / most) for value in shown)
-        lines.append(f"{state:{name_width}} {drawn} {most:>11,} {values[-1]:>11,}")
-    return [*lines, *_clock(span, style, name_width + 1, columns)]
+def lines(picture: Picture, style: Style) -> list[str]:
+    """Return the picture as lines of text."""
+    found = [picture.title]
+    height = _HEIGHT if len(picture.charts) == 1 else _LOW
+    for place, chart in enumerate(picture.charts):
+        found += [""] * (place > 0 and not isinstance(chart, TimeChart))
+        if isinstance(chart, TimeChart):
+            is_last = place == len(picture.charts) - 1
+            found += _stack(chart, style, is_last) if len(chart.series) > 1 else _area(chart, style, height, is_last)
+        else:
+            draw: Callable[[Any, Style], list[str]] = _DRAWN[type(chart)]
+            found += draw(chart, style)
+    return [line.rstrip() for line in found]
 
 
-def gantt(runs: Runs, title: str, style: Style) -> list[str]:
-    """Plot the runs in lanes; if there are many, several lanes share a row, whose characters show how busy they were."""
-    span = runs.starts[0], runs.until
-    lanes = timeline.lanes(runs)
-    count = max(lanes) + 1
-    rows = min(count, _MAX_LANES)
-    covered = _covered(runs, array("q", (lane * rows // count for lane in lanes)), rows, _edges(span, style.columns))
-    lines = [title]
-    for row in reversed(range(rows)):
-        first = -(-row * count // rows)
-        in_row = -(-(row + 1) * count // rows) - first
-        shares = [sum(cell.values()) / in_row for cell in covered[row]]
-        cells = "".join(_character(code, share, style) for code, share in zip(_chosen(covered[row]), shares))
-        lines.append(f"{first:>{_MARGIN - 2},} {style.bar}{cells}".rstrip())
-    shown = {timeline.state_name(code) for code in set(runs.codes)}
-    marks = [f"{style.shades[1:]} {_DONE}"] if _DONE in shown else []
-    marks += [f"{_LETTERS.get(state, _OTHER)} {state}" for state in sorted(shown - {_DONE})]
-    return [*lines, *_clock(span, style), " " * _MARGIN + "Lanes of runs that ended in:  " + "   ".join(marks)]
+# --- over time --------------------------------------------------------------------------------------------------------
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
-def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label: str, least_step: float = 0) -> list[str]:
-    """Draw columns from the bottom, a line at each column's limit, and a scale on the left in steps of `least_step` or more."""
-    step = _step(max([*values, *limits]) / _STEPS, least_step)
-    per_row = step * _STEPS / _HEIGHT
-    lines = []
-    for row in reversed(range(_HEIGHT)):
+def _area(chart: TimeChart, style: Style, height: int, has_clock: bool) -> list[str]:
+    """Draw columns from the bottom, a line at each column's limit, and a scale on the left with round numbers."""
+    values = chart.series[0].values
+    limits = chart.line.values if chart.line else []
+    ticks = value_ticks(max([*values, *limits]), 3, chart.is_whole)
+    per_row = ticks[-1] / height
+    marked = {math.ceil(tick / per_row - 1e-6) - 1: f"{tick:,.10g}" for tick in ticks[1:]}
+    drawn = []
+    for row in reversed(range(height)):
         cells = [style.level(min(max(value / per_row - row, 0), 1)) for value in values]
         for column, limit in enumerate(limits):
-            if limit and cells[column] == " " and min(int(limit / per_row), _HEIGHT - 1) == row:
+            if limit and cells[column] == " " and min(int(limit / per_row), height - 1) == row:
                 cells[column] = style.limit
-        steps, between = divmod((row + 1) * _STEPS, _HEIGHT)
-        scale = "" if between else f"{steps * step:,.10g}"
-        lines.append(f"{scale:>{_MARGIN - 2}} {style.bar}{''.join(cells)}".rstrip())
-    return [f"{'':{_MARGIN}}{label}", *lines]
+        drawn.append(f"{marked.get(row, ''):>{_MARGIN - 2}} {style.bar}{''.join(cells)}")
+    label = chart.label + (f" {chart.series[0].name}, {style.limit} {chart.line.name}" if chart.line else "")
+    axis = _clock(chart.axis, style) if has_clock else [" " * (_MARGIN - 1) + style.corner + style.line * style.columns]
+    return [f"{'':{_MARGIN}}{label}", *drawn, *axis]
 
 
-def _step(least: float, floor: float = 0) -> float:
-    """Return the next round number that is not less than `least` and `floor`; a whole number from 1 on."""
-    least = max(least, floor)
-    if least < 1e-9:
-        return 1.0
-    magnitude = 10.0 ** math.floor(math.log10(least))
-    rounds = (factor * magnitude for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20))
-    return next(step for step in rounds if step >= least * (1 - 1e-9) and (step < 1 or step == int(step)))
+def _stack(chart: TimeChart, style: Style, has_clock: bool) -> list[str]:
+    """Draw a row for each series, all on one scale, which ends at the largest value."""
+    width = max(len(series.name) for series in chart.series)
+    columns = max(style.width - width - 25, 10)
+    top = max(max(series.values) for series in chart.series) or 1
+    drawn = [f"{chart.label:{width}} {'':{columns}} {'at most':>11} {'at last':>11}"]
+    for series in chart.series:
+        values = [
+            series.values[min((2 * column + 1) * len(series.values) // (2 * columns), len(series.values) - 1)]
+            for column in range(columns)
+        ]
+        values[-1] = series.values[-1]
+        cells = "".join(style.level(value / top) for value in values)
+        drawn.append(f"{series.name:{width}} {cells} {max(series.values):>11,} {series.values[-1]:>11,}")
+    return [*drawn, *(_clock(chart.axis, style, width + 1, columns) if has_clock else [])]
 
 
-def _clock(span: tuple[int, int], style: Style, margin: int = _MARGIN, columns: int = 0) -> list[str]:
-    """Draw the time axis with its numbers and their meaning."""
-    columns = columns or style.columns
-    name, unit_us = timeline.unit(span[1] - span[0])
-    numbers = [" "] * columns
-    last = f"{(span[1] - span[0]) / unit_us:.3g}"
-    numbers[columns - len(last) :] = last
-    for part in range(4):
-        text = f"{(span[1] - span[0]) * part / 4 / unit_us:.3g}"
-        place = columns * part // 4
-        if place + len(text) < columns - len(last):
-            numbers[place : place + len(text)] = text
-    axis = " " * (margin - 1) + style.corner + style.line * columns
-    return [axis, " " * margin + "".join(numbers), f"{'':{margin}}Time since {timeline.moment(span[0])} ({name})"]
+def _lanes(chart: Lanes, style: Style) -> list[str]:
+    """Draw the cells of each lane; the character of a cell that is done shows how busy it was."""
+    width = min(max(map(len, chart.names)), _MAX_NAME)
+    margin = width + 2
+    columns = style.width - margin
+    drawn = []
+    for name, cells in zip(chart.names, chart.cells):
+        shown = [cells[column * len(cells) // columns] for column in range(columns)]
+        drawn.append(f"{style.name(name, width)} {style.bar}{''.join(_character(cell, style) for cell in shown)}")
+    known = [states.STATES[code] for code in chart.codes]
+    marks = [f"{style.shades[1:]} {_DONE}"] if _DONE in known else []
+    marks += [f"{_LETTERS.get(state, _OTHER)} {state}" for state in known if state != _DONE]
+    return [
+        chart.label,
+        *drawn,
+        *_clock(chart.axis, style, margin, columns),
+        f"{'':{margin}}Runs that ended in:  {'   '.join(marks)}",
+    ]
 
 
-def _edges(span: tuple[int, int], columns: int) -> list[int]:
-    """Return the times at which columns begin, and the end of the last one."""
-    first, last = span
-    return [first + (last - first) * column // columns for column in range(columns + 1)]
-
-
-def _means(curve: Curve, span: tuple[int, int], columns: int) -> list[float]:
-    """Return the mean of the curve in each column; if the span is a single moment, without columns, its highest value."""
-    if span[0] == span[1]:
-        return [max(curve.values, default=0.0)] * columns
-    edges = _edges(span, columns)
-    sums = [0.0] * columns
-    for begin, end, value in zip(curve.times, curve.times[1:], curve.values):
-        for column, part in _spread(begin, end, edges):
-            sums[column] += part * value
-    return [total / max(end - begin, 1) for total, begin, end in zip(sums, edges, edges[1:])]
-
-
-def _spread(start: int, end: int, edges: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (column, time in it) for a span of time."""
-    last = len(edges) - 2
-    column = min(bisect_right(edges, start) - 1, last)
-    while start < end:
-        until = end if column == last else min(end, edges[column + 1])
-        yield column, until - start
-        start = until
-        column += 1
-
-
-# --- lanes ------------------------------------------------------------------------------------------------------------
-
-
-def _covered(runs: Runs, row_of: Sequence[int], rows: int, edges: Sequence[int]) -> list[list[dict[int, float]]]:
-    """Return how much of each cell the runs cover: [row][column] -> code of a state -> part of the cell."""
-    width = max((edges[-1] - edges[0]) / (len(edges) - 1), 1e-9)
-    covered: list[list[dict[int, float]]] = [[{} for _ in edges[1:]] for _ in range(rows)]
-    for start, end, code, row in zip(runs.starts, runs.ends, runs.codes, row_of):
-        # A run of length 0 is visible, too.
-        for column, part in _spread(start, max(end, start + 1), edges):
-            cell = covered[row][column]
-            cell[code] = cell.get(code, 0.0) + part / width
-    return covered
-
-
-def _chosen(cells: Sequence[Mapping[int, float]]) -> Iterator[int | None]:
-    """Yield one state for each cell of a row, so that a state's share of the cells equals its share of the time.
-
-    Taking the state that covers most of a cell would entirely hide a tenth of errors. Instead, each state accumulates its
-    part of every cell, and the state with the largest balance gets the cell.
-    """
-    owed: dict[int, float] = {}
-    for parts in cells:
-        for code, part in parts.items():
-            owed[code] = owed.get(code, 0.0) + part / sum(parts.values())
-        chosen = max(parts, key=owed.__getitem__, default=None)
-        if chosen is not None:
-            owed[chosen] -= 1
-        yield chosen
-
-
-def _character(code: int | None, share: float, style: Style) -> str:
-    """Return the character for a cell of which that share is covered."""
-    if code is None:
+def _character(cell: Cell, style: Style) -> str:
+    if cell.code is None:
         return " "
-    state = timeline.state_name(code)
+    state = states.STATES[cell.code]
     if state != _DONE:
         return _LETTERS.get(state, _OTHER)
-    return style.shades[max(round(min(share, 1.0) * (len(style.shades) - 1)), 1)]
+    return style.shades[max(round(cell.share * (len(style.shades) - 1)), 1)]
+
+
+def _clock(axis: TimeAxis, style: Style, margin: int = _MARGIN, columns: int = 0) -> list[str]:
+    """Draw the time axis with its round numbers and their meaning."""
+    columns = columns or style.columns
+    stride = -(-len(axis.ticks) * _TICK // columns) or 1
+    stride = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step >= stride)
+    numbers = [" "] * (columns + 1)
+    for time_us, text in axis.ticks[::stride]:
+        place = min(time_us * columns // (axis.last - axis.first), columns)
+        place = min(place, columns + 1 - len(text))
+        numbers[place : place + len(text)] = text
+    line = " " * (margin - 1) + style.corner + style.line * columns
+    return [line, " " * (margin - 1) + "".join(numbers), f"{'':{margin}}{axis.label}"]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _bars(chart: Bars, style: Style) -> list[str]:
+    """Draw a bar for each row, with its text to the right."""
+    width = min(max(len(row.name) for row in chart.rows), _MAX_NAME)
+    right = max(len(row.text) for row in chart.rows)
+    columns = max(style.width - width - right - 3, 8)
+    drawn = []
+    for row in chart.rows:
+        filled = row.value / chart.top * columns
+        bar = style.full * int(filled)
+        if not bar and row.value:
+            bar = style.shades[1]
+        drawn.append(f"{style.name(row.name, width)} {style.bar}{bar:{columns}} {row.text}")
+    return [chart.label, *drawn]
+
+
+def _spreads(chart: Spreads, style: Style) -> list[str]:
+    """Draw a row with quantiles and a distribution for each name, all on one scale."""
+    width = max(min(max(len(row.name) for row in chart.rows), _MAX_NAME, style.width - 66), 8)
+    numbers = [[f"{row.total:,}", *map(chart.shown, row.quantiles)] for row in chart.rows]
+    titles = ["runs", "10 %", "median", "90 %", "longest" if chart.label != "Memory" else "largest"]
+    widths = [max(len(title), *(len(row[place]) for row in numbers)) for place, title in enumerate(titles)]
+    margin = width + sum(widths) + len(widths) + 2
+    columns = max(style.width - margin, 8)
+    drawn = [f"{'':{width}} " + " ".join(f"{title:>{size}}" for title, size in zip(titles, widths)) + f" {style.bar}"]
+    for row, texts in zip(chart.rows, numbers):
+        bins = [0] * columns
+        for place, count in enumerate(row.bins):
+            bins[place * columns // len(row.bins)] += count
+        cells = "".join(style.level(count / max(bins)) for count in bins)
+        shown = " ".join(f"{text:>{size}}" for text, size in zip(texts, widths))
+        drawn.append(f"{style.name(row.name, width)} {shown} {style.bar}{cells}")
+    labels = [" "] * columns
+    free = 0
+    for tick in chart.scale.ticks:
+        text = chart.shown(tick)
+        place = min(int(chart.scale.place(tick) * columns), columns - len(text))
+        if place >= free:
+            labels[place : place + len(text)] = text
+            free = place + len(text) + 1
+    return [*drawn, " " * (margin - 1) + style.corner + style.line * columns, " " * margin + "".join(labels)]
+
+
+def _graph(graph: Graph, style: Style) -> list[str]:
+    """Draw a line for each node, with its parents, indented by the number of generations before it."""
+    parents: defaultdict[int, list[int]] = defaultdict(list)
+    for parent, child, _ in graph.edges:
+        parents[child].append(parent)
+    drawn = []
+    ordered = [(depth, node) for depth, level in enumerate(layers(len(graph.nodes), graph.edges)) for node in level]
+    for depth, number in ordered[:_MAX_NODES]:
+        node = graph.nodes[number]
+        sign = (
+            SIGNS[node.state] if style.has_signs else _LETTERS.get(node.state, "*" if node.state == "JOB_FINISHED" else _OTHER)
+        )
+        what = node.state if node.jobs == 1 else ", ".join(f"{count:,} {state}" for state, count in node.states.items())
+        name = f"{node.name} ({node.below})" if node.below else node.name
+        after = [graph.nodes[parent].name for parent in parents[number]]
+        relatives = f", after {', '.join(after[:3])}{f' and {len(after) - 3} others' * (len(after) > 3)}" if after else ""
+        line = f"{'  ' * min(depth, 8)}{sign} {name}: {what}{relatives}"
+        drawn.append(style.name(line, style.width).rstrip())
+    if len(ordered) > _MAX_NODES:
+        counts = Counter[str]()
+        for _, number in ordered[_MAX_NODES:]:
+            counts.update(graph.nodes[number].states)
+        rest = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+        drawn.append(
+            f"and {counted(len(ordered) - _MAX_NODES, 'other')} ({rest}); -o FILE.svg, FILE.dot or FILE.mmd has them all"
+        )
+    return drawn
+
+
+_DRAWN: dict[type, Callable[[Any, Style], list[str]]] = {Lanes: _lanes, Bars: _bars, Spreads: _spreads, Graph: _graph}

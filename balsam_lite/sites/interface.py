@@ -97,6 +97,23 @@ class SiteInterface(Protocol):
         the id in the last row; an empty page is the end. With `touching`, only events that leave or enter one of these states.
         """
 
+    def runs(self, where: Mapping[str, Any] = {}, after: int = 0) -> list[Sequence[Any]]:
+        """Return a page of jobs with their runs, in the columns of `db.query.campaign.RUN_COLUMNS`.
+
+        For the next page, pass as `after` the number of the last job; an empty page is the end.
+        """
+
+    def changes(
+        self, where: Mapping[str, Any] = {}, after: int = 0, shift: int = 0, first: int = 0, last: int = 2**62
+    ) -> Sequence[Any]:
+        """Return the last event read, 0 at the end, and the changes of state in a page of events, counted by time.
+
+        See `db.query.campaign.changes`.
+        """
+
+    def parents(self, where: Mapping[str, Any] = {}, after: int = 0) -> Sequence[Any]:
+        """Return the last job read, 0 at the end, and a page of dependencies [parent, child]."""
+
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:

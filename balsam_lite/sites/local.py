@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import queries, select
+from ..db.query import campaign, queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -101,6 +101,23 @@ class LocalSite:
         """Return a page of events as short lists."""
         with self.database.read() as cx:
             return select.event_page(cx, where, after, touching)
+
+    def runs(self, where: Mapping[str, Any] = {}, after: int = 0) -> list[Sequence[Any]]:
+        """Return a page of jobs with their runs."""
+        with self.database.read() as cx:
+            return campaign.runs(cx, where, after)
+
+    def changes(
+        self, where: Mapping[str, Any] = {}, after: int = 0, shift: int = 0, first: int = 0, last: int = 2**62
+    ) -> Sequence[Any]:
+        """Return a page of changes of state, counted by time."""
+        with self.database.read() as cx:
+            return campaign.changes(cx, where, after, shift, first, last)
+
+    def parents(self, where: Mapping[str, Any] = {}, after: int = 0) -> Sequence[Any]:
+        """Return a page of dependencies."""
+        with self.database.read() as cx:
+            return campaign.parents(cx, where, after)
 
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""

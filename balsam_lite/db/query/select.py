@@ -390,7 +390,7 @@ def events(
     Raises:
         UnknownField, InvalidSpec, InvalidStateError.
     """
-    table, condition = _source(cx, _on_events(cx, where), order)
+    table, condition = events_source(cx, _on_events(cx, where), order)
     by, by_parameters = _sorting_events(order)
     limit, offset = limits(start, stop)
     found: list[Row] = []
@@ -427,7 +427,7 @@ def _after(place: Any, order: str) -> list[Term]:
     return [Term(f"event.time = ? AND event.id {sign} ?", [time, number]), Term(f"event.time {sign} ?", [time])]
 
 
-def _source(cx: sqlite3.Connection, only: Conditions, order: str) -> tuple[str, Term]:
+def events_source(cx: sqlite3.Connection, only: Conditions, order: str) -> tuple[str, Term]:
     """Return the table with the index to use, and the condition of the events that match."""
     if only.is_named:
         return "event", only.sql()
@@ -468,7 +468,7 @@ def event_page(
         UnknownField, InvalidSpec, InvalidStateError.
     """
     touched = [{"$or": [{"from_state__in": touching}, {"to_state__in": touching}]}] if touching else []
-    table, (sql, parameters) = _source(cx, _on_events(cx, {**where, "$and": [*where.get("$and", ()), *touched]}), "id")
+    table, (sql, parameters) = events_source(cx, _on_events(cx, {**where, "$and": [*where.get("$and", ()), *touched]}), "id")
     query = f"""SELECT event.time, event.from_state, event.to_state, event.job, {WEIGHT}, {runs.BEGAN}, event.id
         FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {EVENTS_PER_PAGE}"""
     return execute(cx, query, (*parameters, min(after, LARGEST))).fetchall()

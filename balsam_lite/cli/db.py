@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..core import field_specs, subprocess_run
+from ..core import display, field_specs, subprocess_run
 from ..core.clock import SystemClock
 from ..core.errors import BalsamError, DatabaseError, DatabaseReadOnly, InputError
 from ..core.settings import Settings
@@ -234,7 +234,7 @@ def backup(path: str, force: bool) -> None:
         balsam db backup ~/backups/today.sqlite3
     """
     size = maintenance.backup(open_db(), path, force=force)
-    say(f"{output.one_line(path)}: {output.size(size)}")
+    say(f"{output.one_line(path)}: {display.size(size)}")
 
 
 @db.command(cls=PathCommand, short_help="make a new DB from what is readable in a damaged one")
@@ -283,7 +283,7 @@ def vacuum(force: bool) -> None:
     before, after, repaired = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
     if repaired:
         say(f"The index of tags was wrong for {repaired} job(s), and is repaired.")
-    say(f"{output.size(before)} before, {output.size(after)} now")
+    say(f"{display.size(before)} before, {display.size(after)} now")
 
 
 @db.command(cls=BalsamCommand, short_help="show the DB's size, contents, access and settings")
@@ -305,7 +305,7 @@ def info(json: bool) -> None:
 
 def _shown(name: str, value: Any) -> str:
     if name.endswith("bytes"):
-        return output.size(value)
+        return display.size(value)
     if isinstance(value, dict):
         value = [f"{count} {key}" for key, count in value.items() if count]
     if isinstance(value, list):

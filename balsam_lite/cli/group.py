@@ -66,7 +66,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "wait": Entry("wait", "wait", "wait until jobs have ended"),
         "tail": Entry("tail", "tail", "show the output of jobs, and follow it"),
         "log": Entry("logs", "log", "follow the logs of the DB"),
-        "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),
+        "plot": Entry("plot", "plot", "draw what jobs did: throughput, states, nodes, durations, failures, …"),
+        "report": Entry("report", "report", "write a report of the jobs as one HTML file"),
     },
     "Sites": {
         "site": Entry("site", "site", "create, list and change sites: named DBs, also on other hosts"),

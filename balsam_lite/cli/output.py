@@ -59,21 +59,6 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def size(number: int) -> str:
-    """Return a number of bytes with its unit.
-
-    >>> size(999), size(1500), size(2_000_000_000)
-    ('999 bytes', '1.5 kB', '2.0 GB')
-    """
-    if number < 1000:
-        return f"{number} bytes"
-    value, units = number / 1000, iter(("kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 999.95 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.1f} {unit}"
-
-
 # --- the slides' tables -------------------------------------------------------------------------------------------------
 
 

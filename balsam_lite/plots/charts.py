@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Union
 
 from ..core import states
 from ..core.clock import SECOND_US
-from ..core.display import COLOURS, counted, duration, number, size
+from ..core.display import counted, duration, number, size
 from ..core.errors import NotFound
 from .campaign import CODES, Campaign, Names
 from .graph import Graph, graph_of
@@ -25,7 +25,6 @@ MAX_BARS, MAX_SPREADS = 20, 12
 MAX_RUNS, MAX_LANES = 2000, 60
 #: Number of pieces of time for which a rate is computed, and of bins of a distribution.
 _RATES, _BINS = 60, 40
-_ENDED = "#555555"
 _FAILING = (CODES[states.RUN_ERROR], CODES[states.RUN_TIMEOUT])
 _RUNNING = CODES[states.RUNNING]
 #: Outcomes of runs whose end is not known.
@@ -36,10 +35,10 @@ _UNENDED = (_RUNNING, CODES[states.RESTART_READY])
 
 
 class Series(NamedTuple):
-    """Values in equal pieces of time."""
+    """Values in equal pieces of time, in the colour of a state; "" is none."""
 
     name: str
-    colour: str
+    state: str
     values: Sequence[float]
 
 
@@ -72,12 +71,12 @@ class Lanes(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A named value with its text."""
+    """A named value with its text, in the colour of a state; "" is none."""
 
     name: str
     value: float
     text: str
-    colour: str
+    state: str
 
 
 class Bars(NamedTuple):
@@ -160,10 +159,9 @@ def throughput(of: Campaign, place: str, fineness: Size) -> Picture:
         if busy_us < 0.95 * (axis.last - axis.first):
             busy, span = duration(busy_us / SECOND_US), duration((axis.last - axis.first) / SECOND_US)
             title += f" while jobs ran ({busy} of {span})"
-    finished = COLOURS[states.JOB_FINISHED]
     return Picture(title, [
-        TimeChart("Jobs done", axis, [Series("done", finished, done)]),
-        TimeChart(f"Jobs done per {unit}", axis, [Series("rate", finished, shown)], is_whole=False),
+        TimeChart("Jobs done", axis, [Series("done", states.JOB_FINISHED, done)]),
+        TimeChart(f"Jobs done per {unit}", axis, [Series("rate", states.JOB_FINISHED, shown)], is_whole=False),
     ])  # fmt: skip
 
 
@@ -184,9 +182,9 @@ def utilization(of: Campaign, place: str, fineness: Size) -> Picture:
     line = None
     if available:
         limits = means(available, axis, fineness.columns)
-        line = Series("available", "ink", limits)
+        line = Series("available", "", limits)
         title += f", {100 * sum(used) / max(sum(limits), 1e-9):.3g} % of those available"
-    return Picture(title, [TimeChart("Nodes", axis, [Series("in use", COLOURS[states.RUNNING], used)], line, is_whole=False)])
+    return Picture(title, [TimeChart("Nodes", axis, [Series("in use", states.RUNNING, used)], line, is_whole=False)])
 
 
 def states_over_time(of: Campaign, place: str, fineness: Size) -> Picture:
@@ -210,11 +208,11 @@ def states_over_time(of: Campaign, place: str, fineness: Size) -> Picture:
                 steps[bin_] += change
     curves = {state: [max(0, value) for value in accumulate(grid[code])] for state, code in CODES.items() if code in grid}
     curves = {state: values for state, values in curves.items() if any(values)}
-    series = [Series(state, COLOURS[state], values) for state, values in curves.items()]
+    series = [Series(state, state, values) for state, values in curves.items()]
     most = max(map(sum, zip(*curves.values())), default=0)
     charts: list[Chart] = [TimeChart("Jobs", axis, series)]
     if steps:
-        running = Series(states.RUNNING, COLOURS[states.RUNNING], _peaks(of, axis, steps, columns))
+        running = Series(states.RUNNING, states.RUNNING, _peaks(of, axis, steps, columns))
         charts.append(TimeChart("Jobs running", axis, [running]))
     return Picture(f"{counted(most, 'job')} at {place} by state", charts)
 
@@ -297,13 +295,13 @@ def failures(of: Campaign, place: str, fineness: Size) -> Picture:
     if not failed:
         raise NotFound(f"No such job has failed, of {counted(len(of.jobs), 'job')}.")
     causes = Counter(of.failures.values[of.failure[job]] or "unknown" for job in failed)
-    charts: list[Chart] = [_ranked("Failed jobs by cause", causes, COLOURS[states.FAILED])]
+    charts: list[Chart] = [_ranked("Failed jobs by cause", causes, states.FAILED)]
     nodes: Counter[str] = Counter()
     for run, code in enumerate(of.outcomes):
         if code in _FAILING:
             nodes.update(of.nodes[of.node_list[run]])
     if nodes:
-        charts.append(_ranked("Failed runs by node", nodes, COLOURS[states.RUN_ERROR]))
+        charts.append(_ranked("Failed runs by node", nodes, states.RUN_ERROR))
     return Picture(f"{len(failed):,} of {counted(len(of.jobs), 'job')} failed at {place}", charts)
 
 
@@ -336,7 +334,7 @@ def nodes(of: Campaign, place: str, fineness: Size) -> Picture:
     for node in listed:
         share = min(busy[node] / whole, 1.0)
         text = f"{100 * share:.3g} %, {counted(runs[node], 'run')}" + (f", {failed[node]:,} failed" if failed[node] else "")
-        rows.append(Bar(node, 100 * share, text, COLOURS[states.RUNNING]))
+        rows.append(Bar(node, 100 * share, text, states.RUNNING))
     return Picture(title, [Bars("Busy, in percent of the time in which jobs ran", 100, rows)])
 
 
@@ -522,11 +520,11 @@ def _spreads(title: str, label: str, values: Iterable[tuple[str, float]], is_tim
     return Picture(title, [Spreads(label, scale, rows, duration if is_time else size)])
 
 
-def _ranked(label: str, found: Counter[str], colour: str) -> Bars:
+def _ranked(label: str, found: Counter[str], state: str) -> Bars:
     """Return bars of the largest numbers first; the others are summed up."""
     ranked = found.most_common()
-    rows = [Bar(name, count, f"{count:,}", colour) for name, count in ranked[:MAX_BARS]]
+    rows = [Bar(name, count, f"{count:,}", state) for name, count in ranked[:MAX_BARS]]
     if len(ranked) > MAX_BARS:
         rest = sum(count for _, count in ranked[MAX_BARS:])
-        rows.append(Bar(f"{len(ranked) - MAX_BARS:,} others", rest, f"{rest:,}", _ENDED))
+        rows.append(Bar(f"{len(ranked) - MAX_BARS:,} others", rest, f"{rest:,}", ""))
     return Bars(label, max(row.value for row in rows), rows)

@@ -22,6 +22,8 @@ _FONT, _SMALL = 12.0, 11.0
 _CHARACTER = 0.58
 #: States that are hatched, so that they can be told without colours.
 _HATCHED = ("FAILED", "RUN_ERROR", "RUN_TIMEOUT", "USER_KILLED")
+#: A state with less than this part of the picture is not visible, and is left out of the legend.
+_FAINTEST = 0.0005
 #: Number of shades of a cell, by how much of it is covered.
 _SHADES = 4
 #: A node of a graph with its name, a small one without, and the maximum number of nodes that show their names.
@@ -128,15 +130,15 @@ def _value_axis(ticks: Sequence[float], label: str, top: float, shapes: list[Sha
     shapes.append(Text(14, top + _HEIGHT / 2, label, "middle", is_turned=True))
 
 
-def _legend(entries: Sequence[tuple[str, str, bool]], top: float, shapes: list[Shape]) -> None:
-    """Draw (name, colour, is a line) to the right of a chart, so that it covers nothing."""
-    for place, (name, colour, is_line) in enumerate(entries):
+def _legend(entries: Sequence[tuple[str, str]], top: float, shapes: list[Shape]) -> None:
+    """Draw (name, state) to the right of a chart, so that it covers nothing; without a state it is a line."""
+    for place, (name, state) in enumerate(entries):
         y = top + 15 * place
-        if is_line:
-            shapes.append(Line([(_right() + 14, y + 5), (_right() + 26, y + 5)], colour, 1.5, True))
+        if not state:
+            shapes.append(Line([(_right() + 14, y + 5), (_right() + 26, y + 5)], INK, 1.5, True))
         else:
             x = _right() + 14
-            shapes.append(Area([(x, y), (x + 12, y), (x + 12, y + 10), (x, y + 10)], colour, name))
+            shapes.append(Area([(x, y), (x + 12, y), (x + 12, y + 10), (x, y + 10)], COLOURS[state], state))
         shapes.append(Text(_right() + 31, y + 9, name, size=10))
 
 
@@ -168,15 +170,16 @@ def _time_chart(chart: TimeChart, top: float, shapes: list[Shape]) -> tuple[floa
     for series in reversed(chart.series):  # from the final states at the bottom to the initial states at the top
         upper = [below + value for below, value in zip(base, series.values)]
         if any(series.values):
-            seen.append(series)
+            if sum(series.values) >= _FAINTEST * sum(sums):
+                seen.append(series)
             points = [*_steps(upper, height), *reversed(_steps(base, height))]
-            shapes.append(Area(_without_repeats(points), series.colour, series.name))
+            shapes.append(Area(_without_repeats(points), COLOURS[series.state], series.state))
         base = upper
     if chart.line:
-        shapes.append(Line(_without_repeats(_steps(chart.line.values, height)), chart.line.colour, 1.5, True))
-    entries = [(series.name, series.colour, False) for series in reversed(seen)]
+        shapes.append(Line(_without_repeats(_steps(chart.line.values, height)), INK, 1.5, True))
+    entries = [(series.name, series.state) for series in reversed(seen)]
     if chart.line:
-        entries.append((chart.line.name, chart.line.colour, True))
+        entries.append((chart.line.name, ""))
     if len(entries) > 1:
         _legend(entries, top, shapes)
     _time_axis(chart.axis, _LEFT, top + _HEIGHT, shapes)
@@ -217,7 +220,7 @@ def _lanes(chart: Lanes, top: float, shapes: list[Shape]) -> tuple[float, float]
     else:
         shapes += _shaded(chart, top, row, left, width)
     _time_axis(chart.axis, left, bottom, shapes)
-    entries = [(states.STATES[code], COLOURS[states.STATES[code]], False) for code in chart.codes]
+    entries = [(states.STATES[code], states.STATES[code]) for code in chart.codes]
     shapes.append(Text(_right() + 14, top + 6, "Run ended in", size=10))
     _legend(entries, top + 14, shapes)
     shapes.append(Text(14, (top + bottom) / 2, chart.label, "middle", is_turned=True))
@@ -254,10 +257,11 @@ def _bars(chart: Bars, top: float, shapes: list[Shape]) -> tuple[float, float]:
     for place, row in enumerate(chart.rows):
         y = top + _BAR * place
         width = max((right - left) * row.value / chart.top, 0.8 if row.value else 0)
+        colour = COLOURS.get(row.state, "#888888")
         shapes += [
             Text(left - 8, y + 13, _fitted(row.name, left - 12), "end"),
             Boxes([(left, y + 2, right - left, _BAR - 5)], FAINT, opacity=0.35),
-            Boxes([(left, y + 2, width, _BAR - 5)], row.colour, title=f"{row.name}: {row.text}"),
+            Boxes([(left, y + 2, width, _BAR - 5)], colour, row.state, title=f"{row.name}: {row.text}"),
             Text(right + 8, y + 13, row.text),
         ]
     return WIDTH, top + _BAR * len(chart.rows)
@@ -284,7 +288,7 @@ def _spreads(chart: Spreads, top: float, shapes: list[Shape]) -> tuple[float, fl
         shapes += [
             Text(left - 8, base - 12, _fitted(row.name, left - 12), "end"),
             Text(left - 8, base - 1, f"{row.total:,}", "end", 9),
-            Boxes(boxes, COLOURS["RUNNING"], title=f"{row.name}: {row.total:,} runs"),
+            Boxes(boxes, COLOURS[states.RUNNING], states.RUNNING, title=f"{row.name}: {row.total:,} runs"),
             Line([(median, base - 25), (median, base)], INK, 1.5),
             Line([(left, base), (right, base)]),
             Text(right + 10, base - 6, texts[place]),

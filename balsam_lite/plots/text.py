@@ -18,8 +18,8 @@ _HEIGHT, _LOW, _MAX_LANES, _MAX_NODES = 15, 8, 24, 40
 #: Characters to the left of a chart, including its axis, and the longest name of a row.
 _MARGIN, _MAX_NAME = 10, 24
 _MIN_WIDTH = 30
-#: Characters that one tick takes at least on the time axis.
-_TICK = 9
+#: Blanks between two ticks of the time axis, at least.
+_GAP = 3
 
 #: The letter for a run that ended in this state, unless that is RUN_DONE.
 _LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
@@ -146,7 +146,7 @@ def _character(cell: Cell, style: Style) -> str:
 def _clock(axis: TimeAxis, style: Style, margin: int = _MARGIN, columns: int = 0) -> list[str]:
     """Draw the time axis with its round numbers and their meaning."""
     columns = columns or style.columns
-    stride = -(-len(axis.ticks) * _TICK // columns) or 1
+    stride = -(-len(axis.ticks) * (_GAP + max(len(text) for _, text in axis.ticks)) // columns)
     stride = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step >= stride)
     numbers = [" "] * (columns + 1)
     for time_us, text in axis.ticks[::stride]:

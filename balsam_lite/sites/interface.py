@@ -114,6 +114,9 @@ class SiteInterface(Protocol):
     def parents(self, where: Mapping[str, Any] = {}, after: int = 0) -> Sequence[Any]:
         """Return the last job read, 0 at the end, and a page of dependencies [parent, child]."""
 
+    def launchers(self) -> list[Row]:
+        """Return the newest launchers, at most 500: the columns of their leases."""
+
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:

@@ -119,6 +119,11 @@ class LocalSite:
         with self.database.read() as cx:
             return campaign.parents(cx, where, after)
 
+    def launchers(self) -> list[Row]:
+        """Return the newest launchers."""
+        with self.database.read() as cx:
+            return campaign.launchers(cx)
+
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:

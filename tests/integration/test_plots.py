@@ -482,14 +482,14 @@ def test_a_terminal_shows_throughput_with_round_numbers():
           Jobs done per minute
       30 |         =             =
          |         #             #
-         |         #             #
       20 |         #             #
+         |         #             #
          |         #             #
       10 |         #             #
          |         #             #
          |         #             #
          +------------------------
-         0                   50
+         0        20        40
           Time since 2026-05-31 12:00:10 UTC (seconds)""".splitlines()  # fmt: skip
 
 

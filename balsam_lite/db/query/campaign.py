@@ -20,6 +20,7 @@ from .operators import LARGEST, execute
 
 #: Jobs in a page, and events.
 JOBS_PER_PAGE, EVENTS_PER_PAGE = 20_000, 100_000
+MAX_LAUNCHERS = 500
 
 #: Since when the job of a run has waited for a launcher: its creation, its last parent's end, or its return to the queue.
 _WAITS_SINCE = f"""CASE WHEN run.attempt > 1 OR EXISTS (SELECT 1 FROM dependency WHERE child = job.id) THEN
@@ -101,3 +102,10 @@ def parents(cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY, after: int
         LEFT JOIN dependency ON dependency.child = chosen.id AND {visible("dependency.parent")}"""
     rows = execute(cx, sql, parameters).fetchall()
     return rows[-1][0] if rows else 0, [[parent, child] for child, parent in rows if parent is not None]
+
+
+def launchers(cx: sqlite3.Connection) -> list[dict[str, Any]]:
+    """Return the leases of the newest launchers, at most MAX_LAUNCHERS."""
+    cursor = cx.execute("SELECT * FROM lease WHERE kind = 'launcher' ORDER BY id DESC LIMIT ?", (MAX_LAUNCHERS,))
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row)) for row in cursor]

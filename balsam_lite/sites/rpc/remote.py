@@ -70,6 +70,7 @@ class RemoteSite:
     runs = _forwarded(SiteInterface.runs)
     changes = _forwarded(SiteInterface.changes)
     parents = _forwarded(SiteInterface.parents)
+    launchers = _forwarded(SiteInterface.launchers)
     page = _forwarded(SiteInterface.page)
     create = _forwarded(SiteInterface.create)
     check_jobs = _forwarded(SiteInterface.check_jobs)

@@ -17,7 +17,7 @@ _STATES = {code: state for state, code in CODES.items()}
 _SWEEPS = 4
 
 
-class Node(NamedTuple):
+class Vertex(NamedTuple):
     """A job, or a group of jobs, with the number of its jobs in each state and its place in columns and rows."""
 
     name: str
@@ -40,7 +40,7 @@ class Node(NamedTuple):
 class Graph(NamedTuple):
     """Nodes, and edges (parent, child, number of dependencies) between their places in the list."""
 
-    nodes: list[Node]
+    nodes: list[Vertex]
     edges: list[tuple[int, int, int]]
     is_condensed: bool
 
@@ -73,7 +73,7 @@ def graph_of(of: Campaign) -> Graph:
     edges = [(parent, child, number) for (parent, child), number in sorted(found.items()) if parent != child]
     places = _layout(len(labels), edges)
     nodes = [
-        Node(name, below, {_STATES[code]: jobs for code, jobs in sorted(states.items())}, *places[number])
+        Vertex(name, below, {_STATES[code]: jobs for code, jobs in sorted(states.items())}, *places[number])
         for number, ((name, below), states) in enumerate(zip(labels, counts))
     ]
     return Graph(nodes, edges, is_condensed)
@@ -150,7 +150,7 @@ def _layout(count: int, edges: Sequence[tuple[int, int, int]]) -> list[tuple[flo
 # --- languages --------------------------------------------------------------------------------------------------------
 
 
-def _label(node: Node) -> list[str]:
+def _label(node: Vertex) -> list[str]:
     """Return the lines of a node's label."""
     states = ", ".join(f"{number:,} {state}" for state, number in node.states.items()) if node.jobs > 1 else node.state
     return [line for line in (f"{SIGNS[node.state]} {node.name}", node.below, states) if line.strip()]

@@ -48,7 +48,7 @@ class SiteData(NamedTuple):
     launchers: list[Row]
 
 
-class _Table(NamedTuple):
+class _RecordTable(NamedTuple):
     """A table of the record."""
 
     title: str
@@ -195,7 +195,7 @@ def _cells(safe: type[Any], job: Row, has_sites: bool) -> Iterable[Any]:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def _record(found: Sequence[SiteData], whole: Campaign) -> list[_Table]:
+def _record(found: Sequence[SiteData], whole: Campaign) -> list[_RecordTable]:
     """Return who ran what where and with which versions."""
     jobs_of: dict[str, int] = {}
     for group in whole.group:
@@ -228,9 +228,9 @@ def _record(found: Sequence[SiteData], whole: Campaign) -> list[_Table]:
     ]
 
 
-def _cut(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> _Table:
+def _cut(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> _RecordTable:
     shown = [["" if cell is None else str(cell) for cell in row] for row in rows[:_MAX_ROWS]]
-    return _Table(title, columns, [*shown], max(len(rows) - _MAX_ROWS, 0))
+    return _RecordTable(title, columns, [*shown], max(len(rows) - _MAX_ROWS, 0))
 
 
 def _command(app: Row) -> str:

@@ -6,12 +6,14 @@ Each function returns the text of one file. Nothing here needs Sphinx, so that t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
+from balsam_lite.db.query.catalogue import CATALOGUE
 from balsam_lite.db.query.fields import JOB
 
 #: Other names of the fields of jobs.
@@ -78,6 +80,7 @@ def files() -> dict[str, str]:
         "run_when.txt": definitions(field_specs.RUN_WHEN.items()),
         "exit_codes.txt": table(("code", "meaning"), [(f"``{code}``", text) for code, text in EXIT_CODES.items()], (10, 90)),
         "errors.txt": errors_table(),
+        "reasons.txt": reasons_table(),
         "states.svg": states_drawing(),
     }
 
@@ -173,6 +176,16 @@ def errors_table() -> str:
 
 def _bases(kind: type) -> str:
     return ", ".join(f"``{base.__name__}``" for base in kind.__bases__ if base is not Exception)
+
+
+def reasons_table() -> str:
+    """Return the catalogue of reasons, with the names of the values that their sentences have."""
+    rows = [(f"``{code}``", *(re.sub(r"\{(\w+)[^}]*\}", _value, text) for text in kind)) for code, kind in CATALOGUE.items()]
+    return table(("code", "reason", "what to do"), rows, (18, 42, 40))
+
+
+def _value(found: re.Match[str]) -> str:
+    return "" if found[1] in ("more", "few", "where") else found[1].upper()
 
 
 # --- the drawing of the states ----------------------------------------------------------------------------------------

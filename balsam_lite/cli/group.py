@@ -64,6 +64,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Looking": {
         "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),
         "wait": Entry("wait", "wait", "wait until jobs have ended"),
+        "explain": Entry("explain", "explain", "tell why jobs wait or failed, and what to do about it"),
         "tail": Entry("tail", "tail", "show the output of jobs, and follow it"),
         "log": Entry("logs", "log", "follow the logs of the DB"),
         "plot": Entry("plot", "plot", "draw what jobs did: throughput, states, nodes, durations, failures, …"),

@@ -57,7 +57,7 @@ def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: 
         UnknownField, InvalidSpec.
     """
     only = Conditions(where, BATCH_JOB_OF_SITE)
-    _refresh(db)
+    refresh(db)
     with db.read() as cx:
         found = list(map(_as_row, batch_job_rows(cx, only)))
     return _ordered(found, order)[start:stop]
@@ -68,7 +68,8 @@ def count(db: Database, where: Mapping[str, Any] = {}) -> int:
     return len(select(db, where))
 
 
-def _refresh(db: Database) -> None:
+def refresh(db: Database) -> None:
+    """Ask the scheduler for changes of its batch jobs and store them; warn if it does not answer, or they cannot be stored."""
     try:
         submission.refresh(db, base.select(Settings.load(db.directory)))
     except PollFailed as exc:

@@ -210,6 +210,21 @@ class SiteInterface(Protocol):
         `outcome` is the `call.Outcome` of its last attempt, pickled, as base64; None if the attempt has stored none.
         """
 
+    def explain(
+        self, where: Mapping[str, Any], each: bool = False, refresh: bool = False, budget_s: float | None = None
+    ) -> Row:
+        """Return why the matching jobs do not run or have failed; without conditions all that wait or failed.
+
+        With `each` {"jobs": …}, by number, at most 100: id, job_id, name, workflow, state, reasons; of each reason code (of the
+        catalogue), reason (a sentence), of (the launchers or launches of which it is true), remedy, is_note (it keeps no job
+        from running). Else {"groups": …}, the largest first: code, reason, of, remedy, jobs (their number), example (the UUID
+        of one), example_name.
+
+        Args:
+            refresh: ask the scheduler about queued launches first. A warning tells that it does not answer.
+            budget_s: stop reading jobs after this number of seconds; the group `unexamined` has the others.
+        """
+
     def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
         """Return a piece of the output of each of these jobs, or of another file in its working directory:
 

@@ -152,6 +152,19 @@ class LocalSite:
 
         return jobs.result(self.database, job)
 
+    def explain(
+        self, where: Mapping[str, Any], each: bool = False, refresh: bool = False, budget_s: float | None = None
+    ) -> Row:
+        """Return why jobs do not run or have failed."""
+        from . import explain
+
+        if refresh:
+            from . import batch_jobs
+
+            batch_jobs.refresh(self.database)
+        held_back.release(self.database)
+        return explain.explain(self.database, where, each, budget_s)
+
     def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
         """Return a piece of the output of each of these jobs."""
         from . import outputs

@@ -297,6 +297,7 @@ OTHERS = {
     "app ls job ls ls which log notify plot report queue ls site ls site sample-settings": "they only read",
     "tail": "it only reads",
     "wait": "it only registers itself, as waits in Python do; see test_waits.py",
+    "explain": "it only reads",
     "db info db check db count db salvage": "they only read this DB",
     "job kill job rerun": "other names of killjob and rerun",
     "login server": "old scripts call them; they do nothing",

@@ -39,14 +39,14 @@ CATALOGUE: dict[str, ReasonKind] = {
     ),
     "no-application": ReasonKind(
         "its application {application!r} is not registered, so that it would fail",
-        "`balsam app --name {application} --executable …`, or `balsam modify --id {job} --application NAME`.",
+        "`balsam app --name {application} --executable PROGRAM`, or `balsam modify {job} application NAME`.",
     ),
     "no-program": ReasonKind(
         "the program of its application {application!r} is not on this host: {path}",
-        "Put it there, or register the application again: `balsam app --name {application} --executable …`.",
+        "Put it there, or register the application again: `balsam app --name {application} --executable PROGRAM`.",
     ),
     "no-stage-in": ReasonKind(
-        "there is nothing to stage in: {why}", "Make the files, or `balsam modify --id {job} --stage-in-url …`."
+        "there is nothing to stage in: {why}", "Make the files, or `balsam modify {job} stage_in_url URL`."
     ),
     # --- its holder
     "holder-silent": ReasonKind(
@@ -72,7 +72,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     ),
     "job-mode": ReasonKind("{no_mpi}", "`balsam launcher --job-mode mpi`, or mixed; `balsam submit-launch --job-mode mpi`."),
     "too-many-nodes": ReasonKind(
-        "needs {nodes} nodes, {taker} has {total}", "Submit a larger launch, or `balsam modify --id {job} --num-nodes {total}`."
+        "needs {nodes} nodes, {taker} has {total}", "Submit a larger launch, or `balsam modify {job} num_nodes {total}`."
     ),
     "too-many-gpus": ReasonKind(
         "needs {wanted} GPUs per node, the nodes of {taker} have {most}{few}",
@@ -80,12 +80,12 @@ CATALOGUE: dict[str, ReasonKind] = {
     ),
     "too-many-ranks": ReasonKind(
         "needs {wanted} ranks per node, the nodes of {taker} have {most} CPUs{few}",
-        "Use more nodes with fewer ranks on each: `balsam modify --id {job} --ranks-per-node {most}`.",
+        "Use more nodes with fewer ranks on each: `balsam modify {job} ranks_per_node {most}`.",
     ),
     "time-is-up": ReasonKind("the launcher's time is up", "Start another launcher."),
     "time-left": ReasonKind(
         "wall_time_minutes is {minutes}{more}, {left} minutes are left",
-        "Start a launcher with more time, or correct the estimate: `balsam modify --id {job} --wall-time-minutes …`.",
+        "Start a launcher with more time, or correct the estimate: `balsam modify {job} wall_time_minutes MINUTES`.",
     ),
     "in-trouble": ReasonKind("{trouble}", "Correct it on that host. The launcher tries again by itself."),
     "apart": ReasonKind("waits until jobs have ended that run apart from others", "Nothing: it lasts until these have ended."),
@@ -94,7 +94,7 @@ CATALOGUE: dict[str, ReasonKind] = {
         "Give them more places: another launcher, more --nodes, or a larger node_packing_count of the jobs.",
     ),
     "no-place": ReasonKind("waits for a free place{running}", "Wait, or start another launcher."),
-    "priority": ReasonKind("{number} other job(s) come first", "`balsam modify --id {job} --priority …`; larger is earlier."),
+    "priority": ReasonKind("{number} other job(s) come first", "`balsam modify {job} priority NUMBER`; larger is earlier."),
     # --- launches
     "launch-queued": ReasonKind(
         "no launcher runs yet, {launch} is {state} in the batch queue{why}", "Wait. `balsam queue ls` shows the queue."
@@ -115,7 +115,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     "policy-time": ReasonKind(
         "wall_time_minutes is above {most}: the policy allows {longest} minutes at most for {nodes} node(s), and {margin} are "
         "for the launch itself",
-        "Allow more in the policy, or `balsam submit-launch -t …`.",
+        "Allow more in the policy, or `balsam submit-launch -n {nodes} -t MINUTES`.",
     ),
     "max-queued": ReasonKind("{queue}: {why}", "Wait, or raise max-queued in the policy."),
     "queue-paused": ReasonKind("{queue}: {why}", "Correct what it names; the service tries again at {time}."),
@@ -133,7 +133,35 @@ CATALOGUE: dict[str, ReasonKind] = {
     ),
     "unsettled": ReasonKind("has run, and waits for its postprocess script or stage-out", "Start a launcher, which does that."),
     # --- ended jobs
-    "failed": ReasonKind("failed: {why}", "Correct the cause, then `balsam rerun --id {job}`."),
+    "failed-with-parent": ReasonKind("{why}", "Correct that one, then `balsam rerun --id {job}`: its children follow."),
+    "failed-exit": ReasonKind("its program failed, {why}", "Correct the cause, then `balsam rerun --id {job}`."),
+    "failed-signal": ReasonKind("its program was ended by {why}", "Correct the cause, then `balsam rerun --id {job}`."),
+    "failed-memory": ReasonKind(
+        "its program ran out of memory, {why}",
+        "Give it more: fewer jobs per node (node_packing_count), more nodes. Then `balsam rerun --id {job}`.",
+    ),
+    "failed-start": ReasonKind(
+        "its program {why}",
+        "Correct the application's command line or the files that it needs, then `balsam rerun --id {job}`.",
+    ),
+    "failed-result": ReasonKind(
+        "its program left no result, {why}", "It ended before it could store one. Then `balsam rerun --id {job}`."
+    ),
+    "failed-hook": ReasonKind("its script failed, {why}", "Correct the script, then `balsam rerun --id {job}`."),
+    "failed-stage": ReasonKind("its files could not be copied, {why}", "Correct that, then `balsam rerun --id {job}`."),
+    "failed-stopped": ReasonKind(
+        "it was {why} at the end of a launcher and is not started again",
+        "`balsam modify {job} auto_timeout_retry True`, or a launcher with more time, then `balsam rerun --id {job}`.",
+    ),
+    "failed-restarts": ReasonKind(
+        "it reached its {why}", "`balsam rerun --id {job}` begins anew; restart_limit sets how many restarts it has."
+    ),
+    "failed-killer": ReasonKind(
+        "it kills its launchers: {why}", "Reduce what it takes of the node, such as memory. Then `balsam rerun --id {job}`."
+    ),
+    "failed-by-user": ReasonKind("it is FAILED because that was {why}", "`balsam rerun --id {job}` runs it again."),
+    "failed": ReasonKind("it failed, cause {why}", "Correct the cause, then `balsam rerun --id {job}`."),
+    "failed-alike": ReasonKind("{number} other(s) failed alike{where}", "`balsam explain --state FAILED` groups them."),
     "killed": ReasonKind("was killed{why}", "`balsam rerun --id {job}` runs it again."),
     "stale": ReasonKind(
         "its result is older than that of its parent {parent}, which ran again later",
@@ -142,7 +170,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     "unexamined": ReasonKind("not examined in the given time", "`balsam explain` takes the time that it needs."),
 }
 #: Reasons that do not keep a job from running.
-NOTES = frozenset(("stale",))
+NOTES = frozenset(("stale", "failed-alike"))
 
 
 class Reason(NamedTuple):
@@ -155,6 +183,14 @@ class Reason(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.text} ({self.who})" if self.who else self.text
+
+
+class Group(NamedTuple):
+    """Jobs that wait or failed for the same reason."""
+
+    reason: Reason
+    jobs: int
+    example: int | None  # the number of one of them
 
 
 def make(code: str, who: str = "", /, **values: object) -> Reason:

@@ -22,7 +22,8 @@ from ..store.claims import Shape
 from ..store.leases import Lease
 from ..store.suspects import describe
 from . import demand, queries
-from .catalogue import CATALOGUE, Reason, make
+from .catalogue import CATALOGUE, Group, Reason, make
+from .failures import RELATIVE, Relative, explain_ended
 from .filters import Conditions
 from .operators import Term, execute
 from .takers import EPSILON, Queue, Taker, cost_of, full, policy_obstacle
@@ -30,14 +31,6 @@ from .takers import EPSILON, Queue, Taker, cost_of, full, policy_obstacle
 _STARTABLE = (*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)
 #: The states of jobs that could go on if nothing stood in their way.
 WAITING_STATES = (states.AWAITING_PARENTS, *_STARTABLE, *states.UNSETTLED_STATES)
-
-
-class Group(NamedTuple):
-    """Jobs that wait or failed for the same reason."""
-
-    reason: Reason
-    jobs: int
-    example: int | None  # the number of one of them
 
 
 # --- what is around the jobs ------------------------------------------------------------------------------------------
@@ -165,7 +158,7 @@ def explain_job(cx: sqlite3.Connection, number: int, around: Surroundings) -> li
     job = queries.job(cx, number)
     job["tags"] = json.loads(job["tags"])
     if job["state"] in states.END_STATES and job["lease"] is None:
-        return _ended(cx, job)
+        return explain_ended(cx, number)
     return _Waiting(cx, around, is_one=True).reasons(job)
 
 
@@ -320,7 +313,7 @@ def why_nothing_happens(cx: sqlite3.Connection, numbers: Sequence[int], around: 
     if not around.nested.issuperset(running):
         return ""
     for number in numbers[:_NAMED]:
-        row = cx.execute(f"SELECT {_RELATIVE} FROM job WHERE id = ?", (number,)).fetchone()
+        row = cx.execute(f"SELECT {RELATIVE} FROM job WHERE id = ?", (number,)).fetchone()
         if row is None:
             continue
         root = _root(cx, Relative._make(row))
@@ -605,41 +598,22 @@ def _jobs_ahead(cx: sqlite3.Connection, job: Mapping[str, Any], taker: Taker) ->
     return found
 
 
-# --- relatives and ended jobs -----------------------------------------------------------------------------------------
+# --- relatives ---------------------------------------------------------------------------------------------------
 
 
-class Relative(NamedTuple):
-    """A parent of a job."""
-
-    number: int
-    name: str
-    job_id: str
-    state: str
-
-    @property
-    def short_id(self) -> str:
-        return self.job_id[: queries.SHORT_ID]
-
-    @property
-    def label(self) -> str:
-        """Return name and short id, as everywhere: `run_7 [7df86c8b]`."""
-        return f"{self.name} [{self.short_id}]".lstrip()
-
-
-_RELATIVE = "job.id, job.name, job.job_id, job.state"
 #: Maximum number of ancestors to walk up.
 _MAX_STEPS = 1000
 
 
 def parents_of(cx: sqlite3.Connection, number: int) -> list[Relative]:
     """Return the parents of a job."""
-    sql = f"SELECT {_RELATIVE} FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    sql = f"SELECT {RELATIVE} FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
     return list(map(Relative._make, cx.execute(sql, (number,))))
 
 
 def _root(cx: sqlite3.Connection, job: Relative) -> Relative:
     """Return the ancestor for which a job that waits for parents waits in the end: the first one that does not itself."""
-    sql = f"""SELECT {_RELATIVE} FROM dependency JOIN job ON job.id = parent
+    sql = f"""SELECT {RELATIVE} FROM dependency JOIN job ON job.id = parent
         WHERE child = ? AND job.state <> '{states.JOB_FINISHED}' ORDER BY parent LIMIT 1"""
     for _ in range(_MAX_STEPS):
         if job.state != states.AWAITING_PARENTS:
@@ -656,24 +630,3 @@ def _trouble(cx: sqlite3.Connection, number: object) -> str:
     sql = "SELECT message, from_state FROM event WHERE job = ? ORDER BY id DESC LIMIT 1"
     row = cx.execute(sql, (number,)).fetchone()
     return str(row[0]) if row and row[1] != states.FAILED else ""
-
-
-def _ended(cx: sqlite3.Connection, job: Mapping[str, Any]) -> list[Reason]:
-    number, short_id = job["id"], job["job_id"][: queries.SHORT_ID]
-    if job["state"] == states.JOB_FINISHED:
-        return _stale(cx, job)
-    end = queries.end_of(cx, number)
-    message = end.message if end else ""
-    if job["state"] == states.USER_KILLED:
-        return [make("killed", why=f": {message}" if message else "", job=short_id)]
-    return [make("failed", why=message or "for no recorded reason", job=short_id)]
-
-
-def _stale(cx: sqlite3.Connection, job: Mapping[str, Any]) -> list[Reason]:
-    if not cx.execute(f"SELECT {queries.STALE} FROM job WHERE id = ?", (job["id"],)).fetchone()[0]:
-        return []
-    ran = "(SELECT max(id) FROM event WHERE event.job = {} AND to_state = '{}')".format
-    sql = f"""SELECT {_RELATIVE} FROM dependency JOIN job ON job.id = parent WHERE child = ?
-        AND {ran("job.id", states.JOB_FINISHED)} > {ran("child", states.RUNNING)} LIMIT 1"""
-    parent = Relative._make(cx.execute(sql, (job["id"],)).fetchone())
-    return [make("stale", parent=parent.label, job=job["job_id"][: queries.SHORT_ID])]

@@ -82,6 +82,7 @@ class RemoteSite:
     news = _forwarded(SiteInterface.news)
     result = _forwarded(SiteInterface.result)
     outputs = _forwarded(SiteInterface.outputs)
+    explain = _forwarded(SiteInterface.explain)
     service = _forwarded(SiteInterface.service)
 
     # --- asking -------------------------------------------------------------------------------------------------------

@@ -215,14 +215,14 @@ def _exact(value: Any) -> str:
     return "" if value is None else json.dumps(_finite(value), ensure_ascii=False)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """Return a value for a cell of a table."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, Mapping):
-        return one_line(" ".join(f"{key}={_brief(inner)}" for key, inner in value.items()))
+        return one_line(" ".join(f"{key}={brief(inner)}" for key, inner in value.items()))
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_brief, value))
+        return ", ".join(map(brief, value))
     return str(value) if type(value) is int else _exact(value)
 
 
@@ -232,7 +232,7 @@ def _write_tables(
     is_own = form == "table"
     source, total, shown = iter(rows), 0, list(columns)
     while block := list(islice(source, ROWS_AT_ONCE if is_own else None)):
-        cells = {name: [_brief(row[name]) for row in block] for name in columns}
+        cells = {name: [brief(row[name]) for row in block] for name in columns}
         if is_own and width is not None:
             shown = shown if total or is_fixed else fitting_columns(cells, width)
             cells = _shortened({name: cells[name] for name in shown}, width)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core import states
-from ..core.clock import spoken
+from ..core import display, states
 from ..core.errors import NotFound
 from . import completion, listing, output
 from .common import Minutes, ask_sites, long_site_option, say
@@ -171,7 +170,7 @@ def _conclude(
     parts = [f"{good} {'reached ' + until if until else 'JOB_FINISHED'}"] * bool(good)
     by_state = Counter(state or "removed" for jobs in sets for _, state in jobs.bad)
     parts += [f"{number} {state}" for state, number in by_state.items()] + [f"{pending} not yet"] * bool(pending)
-    say(f"{'' if is_over else 'Time over: '}{', '.join(parts)} after {spoken(took_s)}.")
+    say(f"{'' if is_over else 'Time over: '}{', '.join(parts)} after {display.duration(took_s)}.")
 
 
 class _ProgressLine:
@@ -218,7 +217,7 @@ class _ProgressLine:
         rate = (over - first) / max(now - first_s, 1e-3)
         words = [f"{over} of {total} ({100 * over // max(total, 1)} %)"]
         words += [f"{failed} failed"] * bool(failed)
-        words += [f"{_rate(rate)}, {spoken(self.pending / rate)} left"] if rate else []
+        words += [f"{_rate(rate)}, {display.duration(self.pending / rate)} left"] if rate else []
         return ", ".join(words)
 
     def _write(self, text: str) -> None:

@@ -36,7 +36,12 @@ def _of_job(cx: Connection, number: int, around: reasons.Surroundings) -> Row:
     fields = ("job_id", "name", "workflow", "state")
     row = dict(zip(fields, queries.columns_of(cx, [number], fields)[number]))
     found = reasons.explain_job(cx, number, around)
-    return {"id": number, **row, "reasons": [{**_of_reason(one), "is_note": one.code in NOTES} for one in found]}
+    return {"id": number, **row, "reasons": list(map(of_reason_of_job, found))}
+
+
+def of_reason_of_job(reason: Reason) -> Row:
+    """Return a reason of one job in plain data; see `interface.SiteInterface.explain`."""
+    return {**_of_reason(reason), "is_note": reason.code in NOTES}
 
 
 def _of_reason(reason: Reason) -> Row:

@@ -197,6 +197,15 @@ class SiteInterface(Protocol):
         Return {"killed": n, "running": how many of these their launchers have yet to stop}.
         """
 
+    def details(self, jobs: Sequence[int]) -> list[Row]:
+        """Return what a person wants to know of these jobs; those that are gone are left out:
+
+        the fields of `page` but for the lists of relatives; directory and output (absolute paths); command (the command line,
+        None without an application); reasons (as `explain` returns them);
+        parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); attempts (of each:
+        attempt, node, gpus, cpus, started, ended, runtime_s, return_code, user_cpu_s, system_cpu_s, max_memory_bytes, cause).
+        """
+
     def news(self, since: Sequence[int] = ()) -> Row:
         """Return which states jobs have entered since the `mark` of earlier news; without `since` none, with the present mark:
 

@@ -141,6 +141,12 @@ class LocalSite:
                     row["waits_for"] = reasons.get(row["id"], "")
             return rows
 
+    def details(self, jobs: Sequence[int]) -> list[Row]:
+        """Return what a person wants to know of these jobs."""
+        from . import details
+
+        return details.read(self.database, jobs)
+
     def news(self, since: Sequence[int] = ()) -> Row:
         """Return which states jobs have entered since earlier news."""
         with self.database.read() as cx:

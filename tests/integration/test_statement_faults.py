@@ -295,7 +295,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 #: What is tried elsewhere or writes nothing into a DB, and why.
 OTHERS = {
     "app ls job ls ls which log notify plot report queue ls site ls site sample-settings": "they only read",
-    "tail": "it only reads",
+    "tail show status": "they only read",
     "wait": "it only registers itself, as waits in Python do; see test_waits.py",
     "explain": "it only reads",
     "db info db check db count db salvage": "they only read this DB",

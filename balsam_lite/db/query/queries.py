@@ -206,6 +206,20 @@ def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]
     return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
 
 
+def relatives_by_state(
+    cx: sqlite3.Connection, number: int, kind: str, most: int
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Return the number of a job's parents or children by state, and at most that many of them, unfinished ones first.
+
+    `kind` is "parent" or "child".
+    """
+    other = "child" if kind == "parent" else "parent"
+    of_job = f"FROM dependency JOIN job ON job.id = {kind} WHERE {other} = ? AND {VISIBLE}"
+    counts = dict(cx.execute(f"SELECT state, count(*) {of_job} GROUP BY state", (number,)))
+    sql = f"SELECT job.id, job_id, name, state {of_job} ORDER BY state = '{states.JOB_FINISHED}', job.id LIMIT ?"
+    return counts, [dict(zip(("id", "job_id", "name", "state"), row)) for row in cx.execute(sql, (number, most))]
+
+
 def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
     """Return the UUIDs and states of a job's parents."""
     sql = "SELECT job_id, state FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"

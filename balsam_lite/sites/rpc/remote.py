@@ -79,6 +79,7 @@ class RemoteSite:
     delete = _forwarded(SiteInterface.delete)
     rerun = _forwarded(SiteInterface.rerun)
     kill = _forwarded(SiteInterface.kill)
+    details = _forwarded(SiteInterface.details)
     news = _forwarded(SiteInterface.news)
     result = _forwarded(SiteInterface.result)
     outputs = _forwarded(SiteInterface.outputs)

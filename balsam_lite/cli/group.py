@@ -309,6 +309,9 @@ class BalsamCommand(_Helpful):
     def invoke(self, ctx: click.Context) -> Any:
         gc.freeze()  # the imported modules stay: the collector need not visit them
         gc.enable()
+        from ..core import caller  # here, not above: `balsam --help` needs none
+
+        caller.command = f"balsam {ctx.info_name}"
         return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -237,7 +237,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
         "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
     ),
-    (  # the record of runs; jobs counted by workflow; causes of failures
+    (  # the record of runs; jobs counted by workflow; causes of failures; what users changed; removed jobs
         """CREATE TABLE run (
     job INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
@@ -269,6 +269,41 @@ STEPS: tuple[tuple[str, ...], ...] = (
     PRIMARY KEY (large_write, workflow, state)
 ) WITHOUT ROWID""",
         "CREATE TABLE failure (id INTEGER PRIMARY KEY, cause TEXT NOT NULL UNIQUE, jobs INTEGER NOT NULL)",
+        """CREATE TABLE action (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time INTEGER NOT NULL,
+    author INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    jobs INTEGER NOT NULL DEFAULT 0,
+    fields TEXT NOT NULL DEFAULT '{}',
+    undone INTEGER
+)""",
+        """CREATE TABLE author (
+    id INTEGER PRIMARY KEY,
+    user TEXT NOT NULL,
+    host TEXT NOT NULL,
+    command TEXT NOT NULL,
+    UNIQUE (user, host, command)
+)""",
+        """CREATE TABLE edit (
+    job INTEGER NOT NULL,
+    action INTEGER NOT NULL,
+    field TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    old,
+    shared INTEGER,
+    PRIMARY KEY (job, action, field)
+) WITHOUT ROWID""",
+        "CREATE TABLE edit_text (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
+        """CREATE TABLE trash (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    action INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    jobs TEXT NOT NULL,
+    content BLOB NOT NULL
+)""",
+        "CREATE INDEX trash_action ON trash (action)",
+        "CREATE INDEX trash_time ON trash (time)",
         "ALTER TABLE job ADD COLUMN failure INTEGER",
         f"""INSERT INTO workflow_count
             SELECT workflow, state, count(*) FROM job WHERE {_VISIBLE} GROUP BY workflow, state""",

@@ -237,6 +237,44 @@ TABLES = (
 ) WITHOUT ROWID""",
     # The causes of failures (see `core.causes`) and how many jobs are FAILED for each: `job.failure` is a number here.
     "CREATE TABLE failure (id INTEGER PRIMARY KEY, cause TEXT NOT NULL UNIQUE, jobs INTEGER NOT NULL)",
+    # What users and their scripts did, one row for each call: `fields` has the new values as JSON, `undone` is the action that
+    # took it back.
+    """CREATE TABLE action (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time INTEGER NOT NULL,
+    author INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    jobs INTEGER NOT NULL DEFAULT 0,
+    fields TEXT NOT NULL DEFAULT '{}',
+    undone INTEGER
+)""",
+    """CREATE TABLE author (
+    id INTEGER PRIMARY KEY,
+    user TEXT NOT NULL,
+    host TEXT NOT NULL,
+    command TEXT NOT NULL,
+    UNIQUE (user, host, command)
+)""",
+    # What an action changed in a job: a field, or a key of one that is an object (`data.x`), and the value before it. If many
+    # jobs had the same long value, that is in `edit_text`, of which `shared` is the number.
+    """CREATE TABLE edit (
+    job INTEGER NOT NULL,
+    action INTEGER NOT NULL,
+    field TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    old,
+    shared INTEGER,
+    PRIMARY KEY (job, action, field)
+) WITHOUT ROWID""",
+    "CREATE TABLE edit_text (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
+    # Removed jobs: their numbers and, compressed, all rows about them; see `store.trash`.
+    """CREATE TABLE trash (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    action INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    jobs TEXT NOT NULL,
+    content BLOB NOT NULL
+)""",
     *LARGE_WRITES,
 )
 
@@ -273,6 +311,9 @@ INDEXES = (
     "CREATE INDEX event_job ON event (job)",
     # the newest events, and those since a moment; in pages.
     "CREATE INDEX event_time ON event (time)",
+    # the removed jobs of an action, and those that were removed long ago.
+    "CREATE INDEX trash_action ON trash (action)",
+    "CREATE INDEX trash_time ON trash (time)",
     "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
     "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
     # the next part of a large write; the parts that may name a job.

@@ -15,7 +15,7 @@ from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
-from . import claims, counters, exit_rules, graph, large_writes, tags
+from . import actions, claims, counters, exit_rules, graph, large_writes, tags
 from .transitions import Transition, apply, id_list
 
 #: States from which a job will run, now or later.
@@ -55,14 +55,17 @@ def held_error(state: str, lease: int | None, job_id: str, name: str) -> StateEr
     )
 
 
-def set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation: Annotation, hook: Hook | None) -> int:
+def set_state(
+    cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation: Annotation, hook: Hook | None, action: int
+) -> int:
     now = SystemClock.now_us()
     when = now if annotation.time_us is None else annotation.time_us
-    query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    query = f"""SELECT id, state, lease, attempt, job_id, name, {", ".join(actions.OF_STATE)}
+        FROM job WHERE id IN (SELECT value FROM json_each(?))"""
     rows = cx.execute(query, (id_list(ids),)).fetchall()
     own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
     others = [row for row in rows if row not in own] if own else rows
-    for _, old, lease, _, job_id, name in others:
+    for _, old, lease, _, job_id, name, *_ in others:
         if lease is not None or old == states.RUNNING:
             raise held_error(old, lease, job_id, name)
     moves = [
@@ -72,6 +75,7 @@ def set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation
         for row in others
         if row[1] != state
     ]
+    actions.note_states(cx, action, [(row[0], row[3], *row[6:]) for row in others if row[1] != state])
     apply(cx, moves, states.USER, _RESET if state not in states.END_STATES else "")
     changed = [m.job for m in moves]
     graph.reconsider_children(cx, changed, now)
@@ -87,7 +91,7 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annot
     To keep scripts from repeating a job for ever, each return to an earlier state counts as a restart. A job can enter each
     handler's state only once between runs, since no run is needed to go from one handler to another.
     """
-    job, old, lease, attempt, job_id, name = row
+    job, old, lease, attempt, job_id, name = row[:6]
     if (lease, attempt) != (hook.lease, hook.attempt):
         raise LostLease(f"This {hook.kind} script belongs to an attempt of job {name} [{job_id[:8]}] that was given up.")
     if old == state:
@@ -128,26 +132,32 @@ def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
     return False
 
 
-def kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
+def kill(
+    cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int, action: int
+) -> tuple[int, list[int]]:
     """Make those jobs USER_KILLED that have not ended. Return their number, and those of them that no launcher holds."""
     rows = cx.execute(
-        f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
+        f"""SELECT id, state, lease, attempt FROM job WHERE id IN (SELECT value FROM json_each(?))
             AND state NOT IN ({sql_list(states.END_STATES)})""",
         (id_list(jobs),),
     ).fetchall()
-    moves = [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
+    moves = [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _, _ in rows]
+    actions.note_states(cx, action, [(job, attempt, state) for job, state, _, attempt in rows])
     apply(cx, moves, states.USER)
-    return len(moves), [job for job, _, lease in rows if lease is None]
+    return len(moves), [job for job, _, lease, _ in rows if lease is None]
 
 
-def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int], before: Mapping[str, str] = {}) -> int:
+def update(
+    cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int], action: int, before: Mapping[str, str] = {}
+) -> int:
     """Set these columns of the jobs, and return the number of jobs.
 
     `before` has the dicts, as JSON text, from which a user made those in `stored`: changes by others since then are kept.
     """
     if before:
-        return sum(update(cx, {**stored, **merged}, some) for merged, some in _merged(cx, stored, jobs, before))
+        return sum(update(cx, {**stored, **merged}, some, action) for merged, some in _merged(cx, stored, jobs, before))
     listed = id_list(jobs)
+    actions.note_fields(cx, action, stored, listed)
     changes = ", ".join(f"{column} = ?" for column in stored)
     sql = f"UPDATE job SET {changes} WHERE id IN (SELECT value FROM json_each(?))"
     if "tags" in stored:
@@ -191,14 +201,13 @@ def free_of(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
 _FREE = f"lease IS NULL AND state <> '{states.RUNNING}'"
 
 
-def put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
+def put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None, action: int) -> None:
     """Put jobs back, starting with those that have run: this revives children that failed only because of them."""
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
         query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
-        set_state(
-            cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, Annotation("Put back by balsam rerun"), None
-        )
+        chosen_jobs = [row[0] for row in cx.execute(query, (id_list(jobs),))]
+        set_state(cx, chosen_jobs, state, Annotation("Put back by balsam rerun"), None, action)
 
 
 def doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
@@ -274,26 +283,28 @@ def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
 
 def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     annotation = Annotation(*parameters["said"])
+    action = parameters["by"]
     if not number:
-        return Counter(changed=set_state(cx, jobs, parameters["state"], annotation, parameters["hook"]))
+        return Counter(changed=set_state(cx, jobs, parameters["state"], annotation, parameters["hook"], action))
     free = free_of(cx, jobs)
     if parameters["state"] not in states.END_STATES:
         _hold(cx, number, free)
-    return Counter(changed=set_state(cx, free, parameters["state"], annotation, None))
+    return Counter(changed=set_state(cx, free, parameters["state"], annotation, None, action))
 
 
 def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     free = free_of(cx, jobs)
     _hold(cx, number, free)
     if parameters["stored"]:
-        update(cx, parameters["stored"], free)
-    put_back(cx, free, parameters["target"])
+        update(cx, parameters["stored"], free, parameters["by"])
+    put_back(cx, free, parameters["target"], parameters["by"])
     return Counter(jobs=len(free), held=len(jobs) - len(free))
 
 
 def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     """Kill these jobs, and update children only when all are killed: else children that are to be killed, too, would fail."""
-    killed, free = kill(cx, jobs, *parameters["said"])
+    message, data, when = parameters["said"]
+    killed, free = kill(cx, jobs, message, data, when, parameters["by"])
     if number:
         large_writes.add(cx, number, large_writes.Part("tell_children", {}, free))
     else:
@@ -312,7 +323,7 @@ def _reconsider(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 
 
 def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return Counter(fields=update(cx, parameters["stored"], jobs, parameters.get("before", {})))
+    return Counter(fields=update(cx, parameters["stored"], jobs, parameters["by"], parameters["before"]))
 
 
 def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
@@ -325,6 +336,7 @@ def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], param
     return Counter(removed=delete(cx, jobs, force=number > 0 or parameters["force"]))
 
 
+#: By the name of the action; its parameter `by` is the number of the user's action that it is a part of.
 ACTIONS: dict[str, large_writes.Action] = {
     "set_state": _set_state_of_part,
     "rerun": _rerun_part,

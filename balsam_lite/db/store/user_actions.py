@@ -18,7 +18,7 @@ from ...core.errors import InvalidSpec, StateError
 from .. import collected
 from ..engine.binding import id_of
 from ..engine.connection import Database
-from . import graph, job_changes, large_writes, pieces
+from . import actions, graph, job_changes, large_writes, pieces
 from .large_writes import Part, Progress
 from .transitions import id_list, with_payload
 
@@ -47,22 +47,39 @@ def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> job_chang
 
 def _carry_out(
     db: Database,
-    parts: Sequence[Part],
+    kind: str,
+    groups: Sequence[Sequence[Part]],
     progress: Progress | None = None,
     check: Callable[[sqlite3.Connection], None] = lambda cx: None,
 ) -> Counter[str]:
-    """Apply these actions in one transaction if there are few jobs, else in pieces. Return their counts.
+    """Apply these parts in one transaction if there are few jobs, else in pieces. Return their counts.
 
-    Before the first of them, in that transaction, call `check`, which may raise.
+    Each group of parts is recorded as one action of this kind. Before the first part, in that transaction, call `check`,
+    which may raise.
     """
-    if _is_large(db, sum(len(part.jobs) for part in parts)):
-        return pieces.run(db, parts, check, progress)
-    counted: Counter[str] = Counter()
-    with pieces.few(db, (job for part in parts for job in part.jobs)) as cx:
+    if _is_large(db, sum(len(part.jobs) for parts in groups for part in parts)):
+        with db.write() as cx:
+            check(cx)
+            begun = [actions.begin(cx, kind) for _ in groups]
+        listed = [_by(part, action) for action, parts in zip(begun, groups) for part in parts]
+        counted = pieces.run(db, listed, check, progress)
+        with db.write() as cx:
+            for action in begun:
+                actions.end(cx, action)
+        return counted
+    counted = Counter()
+    with pieces.few(db, (job for parts in groups for part in parts for job in part.jobs)) as cx:
         check(cx)
-        for part in parts:
-            counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, part.parameters))
+        for parts in groups:
+            action = actions.begin(cx, kind)
+            for part in parts:
+                counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, _by(part, action).parameters))
+            actions.end(cx, action)
     return counted
+
+
+def _by(part: Part, action: int) -> Part:
+    return part._replace(parameters={**part.parameters, "by": action})
 
 
 # --- edit -------------------------------------------------------------------------------------------------------------
@@ -82,19 +99,21 @@ class Change(NamedTuple):
 def change(db: Database, changes: Sequence[Change], progress: Progress | None = None) -> Counter[str]:
     """Change fields and states, as `update_fields` and `set_state` do: all or nothing. Return what was done, by kind."""
     collected.refuse("Changing jobs")
-    parts: list[Part] = []
+    groups: list[list[Part]] = []
     freed: list[int] = []  # that no launcher may hold
     for one in changes:
+        parts: list[Part] = []
+        groups.append(parts)
         if one.fields or one.workdir is not None or one.state is None:
             changed = {"stored": _stored(one.fields, one.workdir), "before": one.before}
             parts.append(Part("fields", changed, sorted(one.jobs)))
         if one.state is not None:
             parts.append(_state_part(db, one.jobs, one.state, one.annotation))
             freed += one.jobs if one.state != states.USER_KILLED else ()
-    is_large = _is_large(db, sum(len(part.jobs) for part in parts))
+    is_large = _is_large(db, sum(len(part.jobs) for parts in groups for part in parts))
 
     def check(cx: sqlite3.Connection) -> None:
-        for part in parts:
+        for part in (part for parts in groups for part in parts):
             _check_app(cx, part.parameters.get("stored", {}))
         for one in changes:
             if one.workdir is not None:
@@ -102,7 +121,7 @@ def change(db: Database, changes: Sequence[Change], progress: Progress | None = 
         if freed and is_large:
             _refuse_held(cx, freed)
 
-    return _carry_out(db, parts, progress, check)
+    return _carry_out(db, actions.MODIFY, groups, progress, check)
 
 
 def update_fields(
@@ -232,7 +251,7 @@ def kill(
     jobs, payload = list(ids), with_payload(data)
 
     def carry_out(chosen: Iterable[int]) -> Counter[str]:
-        return _carry_out(db, [_kill_part(chosen, message, payload, time_us)], progress)
+        return _carry_out(db, actions.KILL, [[_kill_part(chosen, message, payload, time_us)]], progress)
 
     if not recursive:
         counted = carry_out(jobs)
@@ -283,7 +302,7 @@ def rerun(
         Part("rerun", {"target": target, "stored": stored}, sorted(ids)),
         Part("rerun", {"target": target, "stored": {}}, sorted(below)),
     ]
-    counted = _carry_out(db, parts, progress, lambda cx: _check_app(cx, stored))
+    counted = _carry_out(db, actions.RERUN, [parts], progress, lambda cx: _check_app(cx, stored))
     return Rerun(counted["jobs"], counted["held"])
 
 
@@ -308,7 +327,7 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: P
             if not force and (parts or is_large):
                 job_changes.doom(cx, jobs)
                 job_changes.refuse_in_use(cx)
-    return _carry_out(db, [*parts, Part("delete", {"force": force}, jobs)], progress)["removed"]
+    return _carry_out(db, actions.REMOVE, [[*parts, Part("delete", {"force": force}, jobs)]], progress)["removed"]
 
 
 def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:

@@ -100,6 +100,11 @@ def event_object(event: Mapping[str, Any], job: Mapping[str, Any], site: str) ->
     return _with_iso_times({**event, **moved, "message": message_of(event)})
 
 
+def edit_object(edit: Mapping[str, Any], job: Mapping[str, Any]) -> Row:
+    """Return an edit as listings print it."""
+    return {**_with_iso_times({**edit, "time": edit["timestamp"]}), "job_id": job["job_id"]}
+
+
 def message_of(event: Mapping[str, Any]) -> str:
     """Return the message of an event, given as a site's row."""
     return str(event["data"].get("message") or event["data"].get("error") or "")
@@ -175,7 +180,7 @@ class Look(NamedTuple):
         form = "json" if as_json else output.check_format(form) if form is not None else ""
         is_whole = form in _WHOLE
         if history:
-            kind = ObjectKind((*kind.keys, "history"), kind.table) if is_whole else EVENTS
+            kind = ObjectKind((*kind.keys, "history", "edits"), kind.table) if is_whole else EVENTS
         names = () if columns is None else tuple(dict.fromkeys(name.strip() for name in columns.split(",")))
         for name in names:
             if name not in kind.keys:
@@ -302,7 +307,7 @@ class SiteJobs:
         if history:
             if look.form:
                 return show(look, self._history_objects(look.is_whole))
-            return sum(_write(_history_text(job, events) + "\n") for _, job, events in self._with_events())
+            return sum(_write(_history_text(job, *rows) + "\n") for _, job, *rows in self._with_events())
         if by_states:
             found = self.count_states()
             named = (state for state in states.STATES if state in found or verbose)
@@ -315,21 +320,25 @@ class SiteJobs:
         return show(look, (job_object(job, site) for site, _, job in jobs))
 
     def _history_objects(self, is_whole: bool) -> Iterator[Row]:
-        for site, job, events in self._with_events():
+        for site, job, events, edits in self._with_events():
             objects = [event_object(event, job, site) for event in events]
             if is_whole:
-                yield {**job_object(job, site), "history": [{name: one[name] for name in EVENT_KEYS} for one in objects]}
+                history = [{name: one[name] for name in EVENT_KEYS} for one in objects]
+                yield {**job_object(job, site), "history": history, "edits": [edit_object(edit, job) for edit in edits]}
             else:
                 yield from objects
 
-    def _with_events(self) -> Iterator[tuple[str, Row, list[Row]]]:
-        """Yield each job with the rows of its history, its creation first."""
+    def _with_events(self) -> Iterator[tuple[str, Row, list[Row], list[Row]]]:
+        """Yield each job with the rows of its history, its creation first, and with its edits."""
         for (name, site), group in groupby(self.read((), HISTORY_PAGE), key=lambda found: found[:2]):
             while some := [job for _, _, job in islice(group, HISTORY_PAGE)]:
                 events: dict[int, list[Row]] = {job["id"]: [creation(job)] for job in some}
                 for event in site.select("event", {"job_id": list(events)}, "id"):
                     events[event["job_id"]].append(event)
-                yield from ((name, job, events[job["id"]]) for job in some)
+                edits: dict[int, list[Row]] = {}
+                for edit in site.edits(list(events)):
+                    edits.setdefault(edit["job"], []).append(edit)
+                yield from ((name, job, events[job["id"]], edits.get(job["id"], [])) for job in some)
 
 
 def _write(text: str) -> bool:
@@ -344,9 +353,9 @@ def fields_of(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["id", *(field_specs.WORKSHOP_NAMES.get(name, name) for name in columns if name != "site")]))
 
 
-def _history_text(job: Row, events: Iterable[Row]) -> str:
+def _history_text(job: Row, events: Iterable[Row], edits: Sequence[Row]) -> str:
     lines = [(event["timestamp"], "", event["to_state"], message_of(event)) for event in events]
-    return output.history(job["name"] or job["workdir"], job["job_id"], lines)
+    return output.history(job["name"] or job["workdir"], job["job_id"], lines, edits)
 
 
 # --- the workshop's form of a job ---------------------------------------------------------------------------------------

@@ -276,9 +276,14 @@ def _forms(db: Database, wanted: Wanted) -> int:
 
 
 def _histories(db: Database, wanted: Wanted) -> int:
+    from ..db.query import edits  # most listings do not need it
+
     rows, more = _few(db, wanted, ("id", "job_id", "name"))
     with db.read() as cx:
-        texts = [output.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
+        texts = [
+            output.history(name, job_id, queries.history(cx, number), edits.edits(cx, [number]))
+            for number, job_id, name in rows
+        ]
     _print(texts, more)
     return len(rows)
 

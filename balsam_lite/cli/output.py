@@ -310,10 +310,26 @@ def new_link(parent: Mapping[str, Any], child: Mapping[str, Any]) -> str:
     return f"Created link {cute_id(parent['name'], parent['job_id'])} --> {cute_id(child['name'], child['job_id'])}"
 
 
-def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]]) -> str:
-    """Return a job's history as the slides print it: a line for each event, further lines of its message indented."""
+def edit_in_words(edit: Mapping[str, Any]) -> str:
+    """Return an edit as a line of a history.
+
+    >>> edit_in_words({"field": "args", "old": "-n 5", "new": "-n 6", "user": "ann", "command": "balsam modify", "attempt": 1})
+    "args: '-n 5' -> '-n 6' (ann, balsam modify; from attempt 2)"
+    """
+    old, new = ("none" if edit[side] is None else repr(edit[side]) for side in ("old", "new"))
+    return f"{edit['field']}: {old} -> {new} ({edit['user']}, {edit['command']}; from attempt {edit['attempt'] + 1})"
+
+
+def history(
+    name: str, job_id: str, events: Iterable[tuple[int, str, str, str]], edits: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return a job's history as the slides print it: a line for each event, further lines of its message indented.
+
+    Edits of its fields are lines between those of the events.
+    """
     lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]
-    for time_us, _, state, message in events:
+    entries = [*events, *((edit["timestamp"], "", "EDITED", edit_in_words(edit)) for edit in edits)]
+    for time_us, _, state, message in sorted(entries, key=lambda entry: entry[0]) if edits else entries:
         text = many_lines(message).rstrip().replace("\n", "\n    ")
         lines.append(f"[{format_us(time_us)} {state}] {text}".rstrip())
     return "\n".join(lines) + "\n"

@@ -117,6 +117,9 @@ class SiteInterface(Protocol):
     def launchers(self) -> list[Row]:
         """Return the newest launchers, at most 500: the columns of their leases."""
 
+    def edits(self, jobs: Sequence[int]) -> list[Row]:
+        """Return what users and scripts changed in the fields of these jobs; see `db.query.edits`."""
+
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:

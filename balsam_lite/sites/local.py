@@ -124,6 +124,13 @@ class LocalSite:
         with self.database.read() as cx:
             return campaign.launchers(cx)
 
+    def edits(self, jobs: Sequence[int]) -> list[Row]:
+        """Return the edits of these jobs."""
+        from ..db.query import edits  # most commands do not need it
+
+        with self.database.read() as cx:
+            return edits.edits(cx, jobs)
+
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:

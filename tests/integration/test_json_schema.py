@@ -113,14 +113,16 @@ def test_values_have_the_documented_types(balsam: Balsam, db: Database, title: s
 
 
 def test_a_history_adds_the_documented_events(balsam: Balsam, db: Database) -> None:
-    (events,) = documented("Events")
+    (events,), (edits,) = documented("Events"), documented("Edits")
     jobs, history = documented("Jobs")
+    assert balsam("modify", "--where", "id=1", "priority", "7")[0] == 0
     answers = [listed(balsam, *words, "--history") for words in (["ls"], ["job", "ls"])]
     assert answers[0] == answers[1]
     for job in answers[0]:
         assert set(job) == {*jobs, *field_specs.JOB_FIELD, *history}
         assert [set(event) for event in job["history"]] == [set(events)] * len(job["history"])
-        assert {(event["job"], event["job_id"]) for event in job["history"]} == {(job["id"], job["job_id"])}
+        assert [set(edit) for edit in job["edits"]] == [set(edits)] * (job["id"] == 1)
+        assert {(one["job"], one["job_id"]) for one in (*job["history"], *job["edits"])} == {(job["id"], job["job_id"])}
     failed = answers[0][0]["history"]
     assert [event["to_state"] for event in failed] == ["CREATED", "FAILED"]
     assert failed[0]["id"] is None and failed[1]["id"] > 0

@@ -71,6 +71,7 @@ class RemoteSite:
     changes = _forwarded(SiteInterface.changes)
     parents = _forwarded(SiteInterface.parents)
     launchers = _forwarded(SiteInterface.launchers)
+    edits = _forwarded(SiteInterface.edits)
     page = _forwarded(SiteInterface.page)
     create = _forwarded(SiteInterface.create)
     check_jobs = _forwarded(SiteInterface.check_jobs)

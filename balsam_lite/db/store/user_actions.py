@@ -62,11 +62,7 @@ def _carry_out(
             check(cx)
             begun = [actions.begin(cx, kind) for _ in groups]
         listed = [_by(part, action) for action, parts in zip(begun, groups) for part in parts]
-        counted = pieces.run(db, listed, check, progress)
-        with db.write() as cx:
-            for action in begun:
-                actions.end(cx, action)
-        return counted
+        return pieces.run(db, listed, check, progress)
     counted = Counter()
     with pieces.few(db, (job for parts in groups for part in parts for job in part.jobs)) as cx:
         check(cx)

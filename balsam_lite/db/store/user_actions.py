@@ -63,7 +63,7 @@ def _carry_out(
             begun = [actions.begin(cx, kind) for _ in groups]
         listed = [_by(part, action) for action, parts in zip(begun, groups) for part in parts]
         return pieces.run(db, listed, check, progress)
-    counted = Counter()
+    counted: Counter[str] = Counter()
     with pieces.few(db, (job for parts in groups for part in parts for job in part.jobs)) as cx:
         check(cx)
         for parts in groups:

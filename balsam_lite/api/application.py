@@ -212,6 +212,7 @@ class App(SiteRecord):
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"
+    _SHOWN = ("id", "name", "description", "kind")
     _LEADING = frozenset({"command_template", "parameters", "executable"})  # these determine the kind and further parameters
     _REQUIRED = ("name",)
     _TABLE = APP

@@ -88,6 +88,7 @@ class BatchJob(SiteRecord):
     end_time: datetime | None = known(naive)
 
     _KIND = "batch_job"
+    _SHOWN = ("id", "scheduler_id", "queue", "project", "num_nodes", "wall_time_min", "state", "start_time", "end_time")
     _REFUSED: ClassVar = {
         "delete": (
             NotImplementedError,

@@ -35,6 +35,7 @@ class EventLog(SiteRecord):
     data: dict[str, Any] = known(default={})
 
     _KIND = "event"
+    _SHOWN = ("timestamp", "job_id", "from_state", "to_state", "data")
     _REFUSED: ClassVar = dict.fromkeys(("create", "update", "delete", "bulk_update"), (AttributeError, _READ_ONLY))
     _TABLE = EVENT
     _ORDERS = ("timestamp",)

@@ -17,6 +17,7 @@ from ..core import field_specs, import_guard, states
 from ..core import parameters as stored_parameters
 from ..core.errors import ApplicationLost, BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db import collected
+from ..db.engine import directories
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
 from . import application, site_handle, waiting
@@ -176,6 +177,7 @@ class Job(SiteRecord):
     attempt: int = known(default=0)
 
     _KIND = "job"
+    _SHOWN = ("id", "name", "workflow", "workdir", "tags", "state", "return_code", "attempt")
     _LEADING = SiteRecord._LEADING | {"stage_in_url", "stage_out_url"}
     _REQUIRED = ("workdir", "app_id")
     _MERGED = ("data", "tags", "environ_vars")
@@ -246,6 +248,16 @@ class Job(SiteRecord):
         """Read the job again and return whether it is over: JOB_FINISHED, FAILED or USER_KILLED."""
         self.refresh_from_db()
         return self._row["state"] in states.END_STATES
+
+    def _shown_fields(self) -> dict[str, Any]:
+        from ..core.notebook import output_link
+
+        shown = super()._shown_fields()
+        if self._handle is None or self._handle.entry.is_remote:
+            return shown
+        row = self._row
+        data = os.path.join(self._handle.entry.path, directories.DATA)
+        return {**shown, "output": output_link(data, row["workdir"], row["name"], row["job_id"])}
 
     def result_nowait(self) -> Any:
         """Return the result of its function, or raise its exception; None for a job without a function.
@@ -350,6 +362,7 @@ class JobManager(Manager[Job]):
         timeout: float | None = None,
         poll_interval: float = 1.0,
         return_when: str = waiting.ALL_COMPLETED,
+        progress: bool | None = None,
     ) -> WaitResult:
         """Wait until all jobs are over, or the first one; return (done, not_done) after `timeout` seconds at the latest.
 
@@ -359,16 +372,19 @@ class JobManager(Manager[Job]):
             poll_interval: the longest pause between two queries to a site of another host or on a shared file system, in
                 seconds. An end at a site of this host is noticed within 50 ms.
             return_when: "ALL_COMPLETED" or "FIRST_COMPLETED".
+            progress: show a progress bar of tqdm; None: in a notebook, if tqdm is installed.
         """
-        return WaitResult(*waiting.wait(list(jobs), timeout, poll_interval, return_when))
+        return WaitResult(*waiting.wait(list(jobs), timeout, poll_interval, return_when, progress))
 
-    def as_completed(self, jobs: Iterable[Job], timeout: float | None = None, poll_interval: float = 1.0) -> Iterator[Job]:
-        """Yield each job as soon as it is over.
+    def as_completed(
+        self, jobs: Iterable[Job], timeout: float | None = None, poll_interval: float = 1.0, progress: bool | None = None
+    ) -> Iterator[Job]:
+        """Yield each job as soon as it is over. `progress` is as in `wait`.
 
         Raises:
             concurrent.futures.TimeoutError: some are not over `timeout` seconds after the iteration began.
         """
-        return waiting.as_completed(list(jobs), timeout, poll_interval)
+        return waiting.as_completed(list(jobs), timeout, poll_interval, progress)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Conditions are those of `db.query.filters`, which are also sent to sites on othe
 from __future__ import annotations
 
 import heapq
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -110,6 +111,13 @@ class Query(LazySet[R]):
 
         return heapq.merge(*of_sites, key=key, reverse=reverse)
 
+    def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
+        columns = names or self.model._columns()
+        for name in columns:
+            if name not in self.model._columns():
+                raise UnknownField.named(self.model._what, name, self.model._columns())
+        return columns, ({name: _plain_value(getattr(row, name)) for name in columns} for row in self)
+
     def _count(self) -> int:
         kind = self.model._KIND
         asked = self._questions()
@@ -161,6 +169,11 @@ class Query(LazySet[R]):
 
 
 # --- managers ---------------------------------------------------------------------------------------------------------
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a value for a data frame: members of enums and paths as text."""
+    return str(value) if isinstance(value, (str, os.PathLike)) else value
 
 
 class Manager(Generic[R]):

@@ -454,6 +454,11 @@ class SiteRecord(Record):
                 shown[name] = _plain(getattr(self, name))
         return shown
 
+    @classmethod
+    def _columns(cls) -> tuple[str, ...]:
+        """Return the fields of a data frame."""
+        return ("id", *(name for name, field in cls._FIELDS.items() if not isinstance(field, HiddenAttribute)))
+
     def __repr__(self) -> str:
         defaults = {name: _plain(field.default) for name, field in self._FIELDS.items()}
         shown = self.display_dict()

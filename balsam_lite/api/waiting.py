@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core import states
 from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
+from ..core.notebook import progress_bar
 from ..db.store import held_back
 from ..launcher.waiter import DELETED, Feed, JobStatus, Waiter, feed_of, status_of
 from ..pyapps import result_file
@@ -51,21 +52,25 @@ def result_of(job: Job) -> Any:
     return result_file.result_of("function", outcome)
 
 
-def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> tuple[list[Job], list[Job]]:
+def wait(
+    jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str, progress: bool | None = None
+) -> tuple[list[Job], list[Job]]:
     """Wait as `JobManager.wait` does. Return the jobs that are over, and the others."""
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise InvalidSpec(f"return_when must be {ALL_COMPLETED} or {FIRST_COMPLETED}, not {return_when!r}")
     over: set[Place] = set()
-    for ended in _ends(jobs, over, timeout, poll_interval):
+    for ended in _ends(jobs, over, timeout, poll_interval, progress):
         if ended and return_when == FIRST_COMPLETED:
             break
     return [job for job in jobs if _place(job) in over], [job for job in jobs if _place(job) not in over]
 
 
-def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: float) -> Iterator[Job]:
+def as_completed(
+    jobs: Sequence[Job], timeout: float | None, poll_interval: float, progress: bool | None = None
+) -> Iterator[Job]:
     """Yield jobs as `JobManager.as_completed` does."""
     over: set[Place] = set()
-    for ended in _ends(jobs, over, timeout, poll_interval):
+    for ended in _ends(jobs, over, timeout, poll_interval, progress):
         yield from ended
     missing = len({*map(_place, jobs)} - over)
     if missing:
@@ -107,18 +112,21 @@ def _by_place(jobs: Iterable[Job]) -> dict[Place, list[Job]]:
     return found
 
 
-def _ends(jobs: Sequence[Job], over: set[Place], timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
+def _ends(
+    jobs: Sequence[Job], over: set[Place], timeout: float | None, poll_interval: float, progress: bool | None = None
+) -> Iterator[list[Job]]:
     """Yield at each check the jobs that are over by now, read again; their places are added to `over`.
 
     Stops when all are over, or after `timeout` seconds.
     """
     by_place = _by_place(jobs)
-    with Waiter(poll_interval) as waiter:
+    with progress_bar(len(by_place), progress, "job") as advance, Waiter(poll_interval) as waiter:
         sources = _Sources(waiter, poll_interval)
         sources.follow(by_place)
         for statuses in waiter.rounds(timeout):
             places, again = sources.read_anew(statuses, by_place)
             over.update(places)
+            advance(len(places))
             yield [job for place in places for job in by_place[place]]
             sources.follow(again)
 

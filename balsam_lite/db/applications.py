@@ -22,6 +22,7 @@ class Application(StoredRecord):
     _GIVEN = frozenset(field_specs.APP_FIELD)
     _QUERY_SET = QuerySet
     _what = "app"
+    _SHOWN = ("id", "name", "description", "executable")
     DoesNotExist = UnknownApp
     MultipleObjectsReturned = InputError
     objects: ClassVar[QuerySet] = Objects()  # type: ignore[assignment]

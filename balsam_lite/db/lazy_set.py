@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 R = TypeVar("R")
@@ -137,6 +137,33 @@ class LazySet(Generic[R]):
         """Return the rows from position `start` to before `stop` of this set."""
         ends = [end for end in (self._stop, None if stop is None else self._start + max(stop, start)) if end is not None]
         return self._with(_start=min(self._start + start, _MAX_POSITION), _stop=min(*ends, _MAX_POSITION) if ends else None)
+
+    # --- in notebooks -------------------------------------------------------------------------------------------------
+
+    def to_df(self, *names: str) -> Any:
+        """Return the rows as a pandas DataFrame with these columns, by default all fields. Times have the zone UTC.
+
+        Raises:
+            BalsamError: pandas is not installed. UnknownField.
+        """
+        from ..core.notebook import data_frame
+
+        columns, rows = self._values(names)
+        return data_frame(rows, columns)
+
+    def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
+        """Return these fields, or all if there are none, and the rows as dicts of them."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str | None:
+        """Return a table of the first rows; None, which shows `repr`, if they are no objects."""
+        rows = self._rows[:_SHOWN] if self._rows is not None else self._cut(0, _SHOWN)._fetch()
+        if not all(hasattr(one, "_shown_fields") or isinstance(one, dict) for one in rows):
+            return None
+        from ..core.notebook import html_table
+
+        shown: list[Any] = [getattr(one, "_shown_fields", lambda one=one: one)() for one in rows]
+        return html_table(shown, self.count(), f"{self.model._what}s")
 
     def __repr__(self) -> str:
         rows = self._rows if self._rows is not None else self._cut(0, _SHOWN + 1)._fetch()

@@ -254,6 +254,14 @@ class QuerySet(LazySet[Any]):
         # Sorting here lets SQLite read an index, which is a tenth of the table.
         return iter(array("q", sorted(row[0] for row in self._run(*query.order_by().sql()))))
 
+    def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
+        if names or self._shape == "object":
+            return self.values(*names)._values(())
+        if self._shape != "dict":
+            raise InvalidSpec("Only objects and dicts (values) make a data frame, not tuples.")
+        times = [name for name, column in zip(self._names, self._columns()) if column.kind == "time"]
+        return self._names, (_with_datetimes(row, times) for row in self)
+
     def _count(self) -> int:
         nodes = [SQL("1")] if self._has_numbers else [_node(one) for one in self._columns()]
         sql, parameters = self._select(nodes).order_by().sql()
@@ -372,6 +380,15 @@ class JobSource:
 
 def _node(column: fields.Column, sql: str = "") -> Any:
     return SQL(sql or column.sql, column.parameters)
+
+
+def _with_datetimes(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a row with datetimes instead of microseconds under these names."""
+    from datetime import datetime, timedelta, timezone
+
+    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    changed = {name: epoch + timedelta(microseconds=row[name]) for name in names if isinstance(row[name], int)}
+    return {**row, **changed}
 
 
 def _with_values(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ...]:

@@ -43,6 +43,8 @@ from .store import graph, held_back, insert, job_changes, user_actions
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from ..core.notebook import FileLink
+
 __all__ = ["ApplicationDefinition", "BalsamJob", "InvalidParentsError", "InvalidStateError", "JobSet", "active", "use"]
 
 #: The slides' name.
@@ -172,6 +174,7 @@ class BalsamJob(StoredRecord):
     _GIVEN = frozenset(("job_id", *field_specs.JOB_FIELD))
     _QUERY_SET = JobSet
     _what = "job"
+    _SHOWN = ("name", "workflow", "application", "state", "args", "attempt", "return_code")
     _batch: tuple[Batch, int] | None = None
     _parents: tuple[JobRef, ...] = ()
     _may_get_parents = False  # it is held back for a moment when it is added, see `store.held_back`
@@ -703,6 +706,19 @@ class BalsamJob(StoredRecord):
                     executable = text_forms.program_of(queries.app(cx, self.application))
         data_directory = os.path.join(home.directory, directories.DATA) if home else directories.DATA
         return text_forms.job_form(self._stored_row(), parents, executable, data_directory)
+
+    def _shown_fields(self) -> dict[str, Any]:
+        shown = {"id": self.id, "job": self.job_id[:8], **super()._shown_fields()}
+        return {**shown, "output": self._output()}
+
+    def _output(self) -> FileLink | None:
+        """Return the file of the program's output; None if there is none yet."""
+        from ..core.notebook import output_link
+
+        if self._database is None:
+            return None
+        row = self._stored_row()
+        return output_link(os.path.join(self._database.directory, directories.DATA), row["workdir"], row["name"], row["job_id"])
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, BalsamJob) and self.job_id == other.job_id)

@@ -119,6 +119,7 @@ class Record:
     _FIELDS: ClassVar[dict[str, Attribute]] = {}
     _SETTABLE: ClassVar[frozenset[str]]  # names that take part in `record.NAME = value`
     _what: ClassVar[str]  # in messages
+    _SHOWN: ClassVar[tuple[str, ...]] = ()  # fields in the tables of notebooks
     DoesNotExist: ClassVar[type[NotFound]]
     MultipleObjectsReturned: ClassVar[type[InputError]]
 
@@ -180,6 +181,15 @@ class Record:
             self._row = {**self._row, name: text}
 
     # --- copies -------------------------------------------------------------------------------------------------------
+
+    def _shown_fields(self) -> dict[str, Any]:
+        """Return the fields that notebooks show."""
+        return {name: getattr(self, name) for name in self._SHOWN}
+
+    def _repr_html_(self) -> str:
+        from ..core.notebook import html_form
+
+        return html_form(type(self).__name__, self._shown_fields())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickle and copy: without the DB; where it is unpickled, the active one is used."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import states
 from ..core.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from ..core.notebook import progress_bar
 from .waiter import DELETED, ChangeFeed, JobStatus, Waiter, feed_of, status_of, why_failed
 
 if TYPE_CHECKING:
@@ -141,6 +142,12 @@ class FutureTask:
         self._feed().look(at_once=True)
         return killed > 0
 
+    def _repr_html_(self) -> str:
+        from ..core.notebook import html_form
+
+        shown = {"job": self.job.cute_id, "state": self.state or "deleted", "output": self.job._output()}
+        return html_form("FutureTask", shown)
+
     def __repr__(self) -> str:
         return f"<FutureTask {self.job.cute_id} {self._status.state or 'deleted'}>"
 
@@ -179,6 +186,7 @@ def wait(
     timeout: float | None = None,
     return_when: str = ANY_COMPLETED,
     poll_period: float | None = None,
+    progress: bool | None = None,
 ) -> WaitResult:
     """Wait until any of the futures, or all of them, are completed: done, failed or cancelled. Callbacks are not called.
 
@@ -188,6 +196,7 @@ def wait(
     Args:
         timeout: in seconds; None: no limit.
         poll_period: the pause between two looks at a DB on a shared file system, in seconds, at least 1.
+        progress: show a progress bar of tqdm; None: in a notebook, if tqdm is installed.
 
     Raises:
         WaitTimeout: (a TimeoutError) with the current WaitResult as `partial`. InputError: `return_when` is neither.
@@ -197,7 +206,7 @@ def wait(
     tasks = list(futures)
     enough = min(len(tasks), 1 if return_when == ANY_COMPLETED else len(tasks))
     completed = 0
-    for ended in _rounds(tasks, timeout, poll_period):
+    for ended in _rounds(tasks, timeout, poll_period, progress):
         completed += len(ended)
         if completed >= enough:
             break
@@ -207,15 +216,17 @@ def wait(
     return result
 
 
-def as_completed(futures: Iterable[FutureTask], timeout: float | None = None) -> Iterator[FutureTask]:
-    """Yield each of the futures as soon as it is completed: done, failed or cancelled.
+def as_completed(
+    futures: Iterable[FutureTask], timeout: float | None = None, progress: bool | None = None
+) -> Iterator[FutureTask]:
+    """Yield each of the futures as soon as it is completed: done, failed or cancelled. `progress` is as in `wait`.
 
     Raises:
         WaitTimeout: (a TimeoutError) some are not completed `timeout` seconds after the first was asked for.
     """
     tasks = list(dict.fromkeys(futures))
     completed = 0
-    for ended in _rounds(tasks, timeout):
+    for ended in _rounds(tasks, timeout, progress=progress):
         completed += len(ended)
         yield from ended
     if completed < len(tasks):
@@ -228,7 +239,9 @@ def _overdue(tasks: list[FutureTask], timeout: float | None, result: WaitResult)
     return exc
 
 
-def _rounds(tasks: list[FutureTask], timeout: float | None, poll_s: float | None = None) -> Iterator[list[FutureTask]]:
+def _rounds(
+    tasks: list[FutureTask], timeout: float | None, poll_s: float | None = None, progress: bool | None = None
+) -> Iterator[list[FutureTask]]:
     """Yield the completed ones, look after look: first those that were completed before; see `Waiter.rounds`."""
     by_status: dict[JobStatus, list[FutureTask]] = {}
     by_database: dict[Database, list[JobStatus]] = {}
@@ -236,12 +249,14 @@ def _rounds(tasks: list[FutureTask], timeout: float | None, poll_s: float | None
         if task._status not in by_status:
             by_database.setdefault(task._database, []).append(task._status)
         by_status.setdefault(task._status, []).append(task)
-    with Waiter(poll_s) as waiter:
+    with progress_bar(len(tasks), progress, "job") as advance, Waiter(poll_s) as waiter:
         for database, statuses in by_database.items():
             waiter.add(database, statuses)
             _release(database)
         for ended in waiter.rounds(timeout):
-            yield [task for status in ended for task in by_status[status]]
+            completed = [task for status in ended for task in by_status[status]]
+            advance(len(completed))
+            yield completed
 
 
 def __getattr__(name: str) -> Any:

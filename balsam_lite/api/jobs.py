@@ -20,6 +20,7 @@ from ..db import collected
 from ..db.engine import directories
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
+from ..db.query.runs import Attempt
 from . import application, site_handle, waiting
 from .query import Manager, Query, of_kind
 from .records import (
@@ -241,6 +242,23 @@ class Job(SiteRecord):
     def parent_query(self) -> Query[Job]:
         """Return its parents."""
         return type(self).objects.filter(id=sorted(self.parent_ids))
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Return the record of its attempts, oldest first: when and where each ran, how it ended and what it used.
+
+        An attempt that never started is none. Asks the site; a job that was not saved has none.
+        """
+        if self._handle is None:
+            return []
+        rows = self._handle.interface.page({"id": self._row["id"]}, ("attempts",))
+        return [Attempt.of_row(run) for row in rows for run in row["attempts"]]
+
+    @property
+    def runtime(self) -> float | None:
+        """Return for how many seconds its last attempt ran; None if that is unknown, or is not over. Asks the site."""
+        found = self.attempts
+        return found[-1].runtime_s if found else None
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 

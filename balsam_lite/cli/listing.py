@@ -15,6 +15,7 @@ import click
 from ..core import field_specs, states
 from ..core.clock import iso_us
 from ..core.errors import UnknownField, did_you_mean
+from ..db.query import runs
 from . import output
 from .common import say
 from .group import LaterOption, option
@@ -30,7 +31,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 JOB_KEYS = (
     "id", "job_id", "site", *field_specs.JOB_FIELD, *field_specs.OUR_NAMES, "app_id", "launch_params", "parent_ids", "parents",
-    "children", "batch_job_id", "last_update", "stale", "waits_for",
+    "children", "batch_job_id", "last_update", *runs.OF_JOB, "stale", "waits_for",
 )  # fmt: skip
 EVENT_KEYS = ("id", "job", "job_id", "site", "time", "timestamp", "from_state", "to_state", "message", "data")
 APP_KEYS = ("id", "site", "name", "kind", *(name for name in field_specs.APP_FIELD if name != "name"))
@@ -180,8 +181,9 @@ class Look(NamedTuple):
         form = "json" if as_json else output.check_format(form) if form is not None else ""
         is_whole = form in _WHOLE
         if history:
-            kind = ObjectKind((*kind.keys, "history", "edits"), kind.table) if is_whole else EVENTS
-        names = () if columns is None else tuple(dict.fromkeys(name.strip() for name in columns.split(",")))
+            kind = ObjectKind((*kind.keys, "history", "edits", "attempts"), kind.table) if is_whole else EVENTS
+        typed = [] if columns is None else [name.strip() for name in columns.split(",")]
+        names = tuple(dict.fromkeys(runs.SHORT_NAMES.get(name, name) for name in typed))
         for name in names:
             if name not in kind.keys:
                 near = did_you_mean(name, kind.keys)
@@ -320,16 +322,20 @@ class SiteJobs:
         return show(look, (job_object(job, site) for site, _, job in jobs))
 
     def _history_objects(self, is_whole: bool) -> Iterator[Row]:
-        for site, job, events, edits in self._with_events():
+        for site, job, events, edits, attempts in self._with_events():
             objects = [event_object(event, job, site) for event in events]
             if is_whole:
-                history = [{name: one[name] for name in EVENT_KEYS} for one in objects]
-                yield {**job_object(job, site), "history": history, "edits": [edit_object(edit, job) for edit in edits]}
+                yield {
+                    **job_object(job, site),
+                    "history": [{name: one[name] for name in EVENT_KEYS} for one in objects],
+                    "edits": [edit_object(edit, job) for edit in edits],
+                    "attempts": list(map(_with_iso_times, attempts)),
+                }
             else:
                 yield from objects
 
-    def _with_events(self) -> Iterator[tuple[str, Row, list[Row], list[Row]]]:
-        """Yield each job with the rows of its history, its creation first, and with its edits."""
+    def _with_events(self) -> Iterator[tuple[str, Row, list[Row], list[Row], list[Row]]]:
+        """Yield each job with the rows of its history, its creation first, its edits, and its attempts."""
         for (name, site), group in groupby(self.read((), HISTORY_PAGE), key=lambda found: found[:2]):
             while some := [job for _, _, job in islice(group, HISTORY_PAGE)]:
                 events: dict[int, list[Row]] = {job["id"]: [creation(job)] for job in some}
@@ -338,7 +344,8 @@ class SiteJobs:
                 edits: dict[int, list[Row]] = {}
                 for edit in site.edits(list(events)):
                     edits.setdefault(edit["job"], []).append(edit)
-                yield from ((name, job, events[job["id"]], edits.get(job["id"], [])) for job in some)
+                ran = {row["id"]: row["attempts"] for row in site.page({"id": list(events)}, ("id", "attempts"))}
+                yield from ((name, job, events[job["id"]], edits.get(job["id"], []), ran.get(job["id"], [])) for job in some)
 
 
 def _write(text: str) -> bool:
@@ -353,9 +360,9 @@ def fields_of(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["id", *(field_specs.WORKSHOP_NAMES.get(name, name) for name in columns if name != "site")]))
 
 
-def _history_text(job: Row, events: Iterable[Row], edits: Sequence[Row]) -> str:
-    lines = [(event["timestamp"], "", event["to_state"], message_of(event)) for event in events]
-    return output.history(job["name"] or job["workdir"], job["job_id"], lines, edits)
+def _history_text(job: Row, events: Iterable[Row], edits: Sequence[Row], attempts: Sequence[Row]) -> str:
+    lines = [(event["timestamp"], event["from_state"], event["to_state"], message_of(event)) for event in events]
+    return output.history(job["name"] or job["workdir"], job["job_id"], lines, edits, attempts)
 
 
 # --- the workshop's form of a job ---------------------------------------------------------------------------------------

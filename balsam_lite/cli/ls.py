@@ -13,10 +13,12 @@ from typing import Any
 
 import click
 
-from ..core import field_specs
+from ..core import display, field_specs
+from ..core.clock import format_us
 from ..core.errors import UnknownField
 from ..db.engine.connection import Database
-from ..db.query import queries, select
+from ..db.query import queries, runs, select
+from ..db.query.fields import JOB
 from . import listing, output
 from .common import COUNT, ask_sites, long_site_option, open_db, row_number, say, site_option, warn
 from .group import BalsamCommand, Choice, FieldOption, Option, option
@@ -70,7 +72,9 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return the columns of the table of jobs: the slides' five and those of BALSAM_LS_FIELDS."""
     extra = [name.strip() for name in environ.get(FIELDS_VARIABLE, "").split(":") if name.strip()]
     try:
-        return tuple(dict.fromkeys((*JOB_TABLE, *queries.check_columns(extra))))
+        shown = [runs.SHORT_NAMES.get(name, name) for name in extra]
+        stored = iter(queries.check_columns(name for name in shown if name not in runs.OF_JOB))
+        return tuple(dict.fromkeys((*JOB_TABLE, *(name if name in runs.OF_JOB else next(stored) for name in shown))))
     except UnknownField as exc:
         raise UnknownField(f"{FIELDS_VARIABLE}: {exc.message}", hint=exc.hint) from None
 
@@ -185,7 +189,7 @@ def _app_form(app: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _jobs(db: Database, wanted: Wanted) -> None:
-    queries.check_columns([wanted.sort.lstrip("-")])
+    select.sorting(JOB, wanted.sort)
     if wanted.look.form:
         number = _objects(db, wanted)
     elif wanted.history:
@@ -229,25 +233,44 @@ def _print(lines: Iterable[str], more: int = 0) -> None:
 
 def _table(db: Database, wanted: Wanted) -> int:
     columns = columns_from(os.environ)
-    rows, more = _few(db, wanted, (*columns, queries.STALE))
+    rows, more = _few(db, wanted, _expressions(columns))
     if rows:
         _print(_job_table(columns, rows), more)
         _explain_stale([row[-1] for row in rows])
     return len(rows)
 
 
+def _expressions(columns: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns of a row of `_job_table`."""
+    return (*(runs.OF_JOB[name][0] if name in runs.OF_JOB else name for name in columns), queries.STALE)
+
+
+_HEADINGS = {full: short for short, full in runs.SHORT_NAMES.items()}
+#: How the table shows what is known of the last run; "" where it is unknown.
+_SHOWN = {
+    "started": format_us,
+    "ended": format_us,
+    "runtime_s": display.duration,
+    "max_memory_bytes": display.size,
+}
+
+
 def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
     """Return the lines for rows of these columns, followed by `queries.STALE`."""
     program, state = columns.index("application"), columns.index("state")
     environ = columns.index("environ_vars") if "environ_vars" in columns else None
+    of_run = [(place, _SHOWN[name]) for place, name in enumerate(columns) if name in _SHOWN]
+    header = [_HEADINGS.get(name, name) for name in columns]
     shown = []
     for *row, is_stale in rows:
+        for place, text in of_run:
+            row[place] = "" if row[place] is None else text(row[place])
         if environ is not None:
             row[environ] = field_specs.masked_json(row[environ])
         row[program] = output.basenames(row[program])
         row[state] += listing.STALE_MARK * is_stale
         shown.append(row)
-    return output.table(columns, shown, output.is_coloured(sys.stdout))
+    return output.table(header, shown, output.is_coloured(sys.stdout))
 
 
 def _explain_stale(marks: Iterable[int]) -> None:
@@ -280,8 +303,15 @@ def _histories(db: Database, wanted: Wanted) -> int:
 
     rows, more = _few(db, wanted, ("id", "job_id", "name"))
     with db.read() as cx:
+        ran = runs.runs_of_each(cx, (row[0] for row in rows))
         texts = [
-            output.history(name, job_id, queries.history(cx, number), edits.edits(cx, [number]))
+            output.history(
+                name,
+                job_id,
+                queries.history(cx, number),
+                edits.edits(cx, [number]),
+                [run.as_row() for run in ran.get(number, ())],
+            )
             for number, job_id, name in rows
         ]
     _print(texts, more)
@@ -295,7 +325,7 @@ def _by_states(db: Database, wanted: Wanted) -> int:
     marks: list[int] = []
     # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
     for state in sorted(counts, key=lambda name: name.replace("_", "")):
-        rows, more = _few(db, Wanted(**{**vars(wanted), "where": {**wanted.where, "state": state}}), (*columns, queries.STALE))
+        rows, more = _few(db, Wanted(**{**vars(wanted), "where": {**wanted.where, "state": state}}), _expressions(columns))
         heading = f"{state} ({len(rows) + more} BalsamJobs)"
         _print([heading, "-" * len(heading), *_job_table(columns, rows)], more)
         _print([""])

@@ -14,7 +14,7 @@ from itertools import islice
 from types import ModuleType, SimpleNamespace
 from typing import IO, Any
 
-from ..core import field_specs
+from ..core import display, field_specs, states
 from ..core.clock import format_us
 from ..core.errors import InvalidSpec, did_you_mean
 
@@ -321,18 +321,37 @@ def edit_in_words(edit: Mapping[str, Any]) -> str:
 
 
 def history(
-    name: str, job_id: str, events: Iterable[tuple[int, str, str, str]], edits: Sequence[Mapping[str, Any]] = ()
+    name: str,
+    job_id: str,
+    events: Iterable[tuple[int, str, str, str]],
+    edits: Sequence[Mapping[str, Any]] = (),
+    attempts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return a job's history as the slides print it: a line for each event, further lines of its message indented.
 
-    Edits of its fields are lines between those of the events.
+    Edits of its fields are lines between those of the events. The record of each of `attempts` (see
+    `db.query.runs.Run.as_row`) follows the message of the event that ends it.
     """
     lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]
+    records = {run["ended"]: _record(run) for run in attempts}
     entries = [*events, *((edit["timestamp"], "", "EDITED", edit_in_words(edit)) for edit in edits)]
-    for time_us, _, state, message in sorted(entries, key=lambda entry: entry[0]) if edits else entries:
+    for time_us, left, state, message in sorted(entries, key=lambda entry: entry[0]) if edits else entries:
+        record = records.get(time_us, "") if left == states.RUNNING else ""
+        message = "\n".join(filter(None, (message.rstrip(), record)))
         text = many_lines(message).rstrip().replace("\n", "\n    ")
         lines.append(f"[{format_us(time_us)} {state}] {text}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _record(run: Mapping[str, Any]) -> str:
+    """Return in words where a run ran, for how long, and the memory of its largest process, as far as known."""
+    words = [
+        f"on {run['node']}" if run["node"] else "",
+        "" if run["runtime_s"] is None else display.duration(run["runtime_s"]),
+        "" if run["max_memory_bytes"] is None else display.size(run["max_memory_bytes"]),
+        run["cause"],
+    ]
+    return ", ".join(filter(None, words))
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ from .collected import Batch, JobRef
 from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
-from .query import queries, text_forms
+from .query import queries, runs, text_forms
+from .query.runs import Attempt
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
 from .store import graph, held_back, insert, job_changes, user_actions
 
@@ -457,6 +458,21 @@ class BalsamJob(StoredRecord):
         times = {state: time for time, _, state, _ in self._events()}
         started, ended = times.get(states.RUNNING), times.get(states.RUN_DONE)
         return None if started is None or ended is None or ended < started else (ended - started) / SECOND_US
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Return the record of its attempts, oldest first: when and where each ran, how it ended and what it used.
+
+        An attempt that never started is none. One read transaction.
+        """
+        with self._db.read() as cx:
+            return [Attempt.of_row(run.as_row()) for run in runs.runs_of(cx, self._number())]
+
+    @property
+    def runtime(self) -> float | None:
+        """Return for how many seconds its last attempt ran; None if that is unknown, or is not over. One read transaction."""
+        found = self.attempts
+        return found[-1].runtime_s if found else None
 
     # --- relatives ----------------------------------------------------------------------------------------------------
 

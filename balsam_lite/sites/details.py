@@ -34,7 +34,7 @@ def read(db: Database, numbers: Sequence[int]) -> list[Row]:
             for key, kind in (("parent_jobs", "parent"), ("child_jobs", "child")):
                 counts, some = queries.relatives_by_state(cx, row["id"], kind, _MAX_RELATIVES)
                 row[key] = {"states": counts, "some": some}
-            row["attempts"] = [_run(run) for run in runs.runs_of(cx, row["id"])]
+            row["attempts"] = [run.as_row() for run in runs.runs_of(cx, row["id"])]
     for row in found:
         row["directory"] = os.path.join(db.directory, directories.DATA, row["workdir"])
         output = field_specs.output_name(row["name"])
@@ -56,13 +56,3 @@ def _command(cx: Connection, row: Mapping[str, Any]) -> str | None:
         except TemplateError:
             return str(app["command_template"])
     return text_forms.executed_command(text_forms.program_of(app), row["args"])
-
-
-def _run(run: runs.Run) -> Row:
-    """Return the record of an attempt; CPU times in seconds."""
-    seconds = {"runtime_s": run.runtime_us, "user_cpu_s": run.user_us, "system_cpu_s": run.system_us}
-    return {
-        "attempt": run.attempt, "node": run.nodes, "gpus": run.gpus, "cpus": run.cpus, "started": run.started_us,
-        "ended": run.ended_us, "return_code": run.return_code, "max_memory_bytes": run.max_memory, "cause": run.cause,
-        **{name: None if value is None else value / 1e6 for name, value in seconds.items()},
-    }  # fmt: skip

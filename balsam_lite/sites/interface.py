@@ -205,8 +205,8 @@ class SiteInterface(Protocol):
 
         the fields of `page` but for the lists of relatives; directory and output (absolute paths); command (the command line,
         None without an application); reasons (as `explain` returns them);
-        parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); attempts (of each:
-        attempt, node, gpus, cpus, started, ended, runtime_s, return_code, user_cpu_s, system_cpu_s, max_memory_bytes, cause).
+        parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); attempts (see
+        `db.query.runs.Run.as_row`).
         """
 
     def news(self, since: Sequence[int] = ()) -> Row:

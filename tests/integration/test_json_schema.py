@@ -123,10 +123,37 @@ def test_a_history_adds_the_documented_events(balsam: Balsam, db: Database) -> N
         assert [set(event) for event in job["history"]] == [set(events)] * len(job["history"])
         assert [set(edit) for edit in job["edits"]] == [set(edits)] * (job["id"] == 1)
         assert {(one["job"], one["job_id"]) for one in (*job["history"], *job["edits"])} == {(job["id"], job["job_id"])}
+        assert job["attempts"] == []
     failed = answers[0][0]["history"]
     assert [event["to_state"] for event in failed] == ["CREATED", "FAILED"]
     assert failed[0]["id"] is None and failed[1]["id"] > 0
     assert {event["time"] == event["timestamp"] for event in failed} == {True}
+
+
+def test_a_history_adds_the_documented_attempts(balsam: Balsam, db: Database) -> None:
+    (types,) = documented("Attempts")
+    with db.write() as cx:
+        cx.executemany("UPDATE job SET attempt = ? WHERE id = ?", [(2, 1), (1, 2)])
+        cx.execute(
+            "INSERT INTO run VALUES (1, 1, 1, 'n[1-2]', '0', '0-3', 5000000, 7500000, -9, 1500000, 250000, 4096, 'killed')"
+        )
+        cx.execute("INSERT INTO run (job, attempt, started, ended, cause) VALUES (1, 2, 8000000, 9000000, 'launcher died')")
+        cx.execute("INSERT INTO run (job, attempt, nodes) VALUES (2, 1, 'host/1')")
+    for words in (["ls"], ["job", "ls"]):
+        first, second = listed(balsam, *words, "--history")
+        for one in (*first["attempts"], *second["attempts"]):
+            assert set(one) == set(types)
+            for key, value in one.items():
+                assert any(TYPES[kind](value) for kind in types[key].split(" or ")), (key, value)
+        known, unseen = first["attempts"]
+        assert known == {
+            "attempt": 1, "launcher": 1, "node": "n[1-2]", "gpus": "0", "cpus": "0-3", "started": "1970-01-01T00:00:05.000000Z",
+            "ended": "1970-01-01T00:00:07.500000Z", "runtime_s": 2.5, "return_code": -9, "user_cpu_s": 1.5,
+            "system_cpu_s": 0.25, "max_memory_bytes": 4096, "cause": "killed",
+        }  # fmt: skip
+        assert unseen["runtime_s"] is None, "when it ended is not known"
+        assert (first["started"], first["runtime_s"]) == (unseen["started"], None)
+        assert (second["node"], second["started"], second["ended"]) == ("host/1", None, None)
 
 
 def test_jobs_name_their_relatives(balsam: Balsam, db: Database) -> None:

@@ -81,9 +81,8 @@ _BEFORE_DOT = "substr({0}, 1, instr({0} || '.', '.') - 1)".format("holder.schedu
 #: The batch jobs in which launchers ran: lease -> batch job. PBS appends its server to an id, which submission leaves out.
 LAUNCHES = f"""lease AS holder CROSS JOIN batch_job AS launch
     ON launch.scheduler_id <> '' AND launch.scheduler_id IN (holder.scheduler_id, {_BEFORE_DOT})"""
-_LAST_LEASE = runs.of_last_run("run.lease")
 #: The batch job in which a job last ran, else the one for which it is planned. Some schedulers use their ids again: the newest.
-BATCH_JOB_OF_JOB = f"""coalesce(CASE WHEN job.attempt > 0 THEN (SELECT launch.id FROM {LAUNCHES} WHERE holder.id = {_LAST_LEASE}
+BATCH_JOB_OF_JOB = f"""coalesce(CASE WHEN job.attempt > 0 THEN (SELECT launch.id FROM {LAUNCHES} WHERE holder.id = {runs.LEASE}
     ORDER BY launch.id DESC LIMIT 1) END, job.queued_launch_id)"""
 LAST_UPDATE = "coalesce((SELECT time FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1), job.created)"
 
@@ -95,11 +94,13 @@ JOB = Table(
         "app_id": Column("(SELECT app.id FROM app WHERE app.name = job.application)", "id"),
         "batch_job_id": Column(BATCH_JOB_OF_JOB, "id"),
         "last_update": Column(LAST_UPDATE, "time"),
+        **{name: Column(*about) for name, about in runs.OF_JOB.items()},
         "failure": Column("(SELECT cause FROM failure WHERE failure.id = job.failure)", "text"),
         "lock": Column("ifnull((SELECT host || ':' || pid FROM lease WHERE lease.id = job.lease), '')", "text"),
     },
     {
         "queued_launch": "queued_launch_id",
+        **runs.SHORT_NAMES,
         **field_specs.OUR_NAMES,
         "last_update_before": "last_update__lte",
         "last_update_after": "last_update__gte",

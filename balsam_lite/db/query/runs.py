@@ -1,15 +1,21 @@
 """Read the record of runs: one row for each attempt of a job (see `store.runs`).
 
-The last run of a job has no column in the table `job`; the expressions here find it by a seek.
+The last run of a job has no column in the table `job`; expressions here find it by its primary key.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core import states
+from ...core.clock import SECOND_US
 from ..engine.schema import sql_list
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 #: Causes of an end that nobody saw: `ended` is when the job was freed, so that the run time is not known.
 _UNSEEN = ("launcher died", "node lost", "unknown")
@@ -43,6 +49,43 @@ class Run(NamedTuple):
             return None
         return self.ended_us - self.started_us
 
+    def as_row(self) -> dict[str, Any]:
+        """Return the run as sites and listings show it: durations in seconds, times in microseconds."""
+        seconds = {"runtime_s": self.runtime_us, "user_cpu_s": self.user_us, "system_cpu_s": self.system_us}
+        return {
+            "attempt": self.attempt, "node": self.nodes, "gpus": self.gpus, "cpus": self.cpus, "started": self.started_us,
+            "ended": self.ended_us, "return_code": self.return_code, "max_memory_bytes": self.max_memory, "cause": self.cause,
+            "launcher": self.lease, **{name: None if us is None else us / SECOND_US for name, us in seconds.items()},
+        }  # fmt: skip
+
+
+class Attempt(NamedTuple):
+    """An attempt of a job, as Python shows it. None: unknown, or not over; times are UTC."""
+
+    attempt: int
+    node: str  # names as a compressed list; a share of a host is HOST/2
+    gpus: str
+    cpus: str  # to which it was pinned
+    started: datetime | None
+    ended: datetime | None
+    return_code: int | None  # negative: the signal that ended it
+    max_memory_bytes: int | None  # of its largest process
+    cause: str  # why it ended; "": by itself
+    launcher: int | None
+    runtime_s: float | None
+    user_cpu_s: float | None
+    system_cpu_s: float | None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Attempt:
+        """Return the attempt that `Run.as_row` describes."""
+        from datetime import datetime, timezone
+
+        def moment(us: int | None) -> datetime | None:
+            return None if us is None else datetime.fromtimestamp(us / SECOND_US, timezone.utc)
+
+        return cls(**{**row, "started": moment(row["started"]), "ended": moment(row["ended"])})
+
 
 _COLUMNS = (
     "run.job, run.attempt, run.lease, run.nodes, run.gpus, run.cpus, run.started, run.ended, run.return_code, "
@@ -55,12 +98,46 @@ def runs_of(cx: sqlite3.Connection, job: int) -> list[Run]:
     return list(map(Run._make, cx.execute(f"SELECT {_COLUMNS} FROM run WHERE job = ? ORDER BY attempt", (job,))))
 
 
+def runs_of_each(cx: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, list[Run]]:
+    """Return the runs of these jobs by job, oldest first."""
+    found: dict[int, list[Run]] = {}
+    sql = f"""SELECT {_COLUMNS} FROM json_each(?) AS one CROSS JOIN run ON run.job = one.value ORDER BY run.job, run.attempt"""
+    for row in cx.execute(sql, (json.dumps(list(jobs)),)):
+        found.setdefault(row[0], []).append(Run._make(row))
+    return found
+
+
 # --- expressions of SQL -----------------------------------------------------------------------------------------------
 
 
-def of_last_run(expression: str) -> str:
-    """Return this expression of the columns of `run` for the last run of the row of `job`; NULL if it has never run."""
-    return f"(SELECT {expression} FROM run WHERE run.job = job.id ORDER BY run.attempt DESC LIMIT 1)"
+def _of_last_run(expression: str) -> str:
+    """Return this expression of the columns of `run` for the present attempt of the row of `job`; NULL if there is no run."""
+    return f"(SELECT {expression} FROM run WHERE run.job = job.id AND run.attempt = job.attempt)"
+
+
+LEASE = _of_last_run("run.lease")
+#: Name -> (expression of SQL, kind as in `fields.Column`) of what is known of a job's last run.
+OF_JOB = {
+    "started": (_of_last_run("run.started"), "time"),
+    "ended": (_of_last_run("run.ended"), "time"),
+    "runtime_s": (
+        _of_last_run(f"CASE WHEN run.cause NOT IN ({sql_list(_UNSEEN)}) THEN (run.ended - run.started) / {SECOND_US}.0 END"),
+        "amount",
+    ),
+    "node": (f"ifnull({_of_last_run('run.nodes')}, '')", "text"),
+    "max_memory_bytes": (_of_last_run("run.max_memory"), "count0"),
+}
+#: Short names of these.
+SHORT_NAMES = {"runtime": "runtime_s", "max_memory": "max_memory_bytes"}
+#: All runs of the row of `job`, as a JSON list of lists; `attempts` reads it.
+ATTEMPTS = (
+    f"(SELECT json_group_array(json_array({_COLUMNS})) FROM (SELECT * FROM run WHERE job = job.id ORDER BY attempt) AS run)"
+)
+
+
+def attempts(text: str) -> list[dict[str, Any]]:
+    """Return the rows of `ATTEMPTS`, each as `Run.as_row` shows it."""
+    return [Run._make(values).as_row() for values in json.loads(text)]
 
 
 def _of_ended_run(expression: str) -> str:

@@ -60,6 +60,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "launch_params": _launch_params,
     "parents": _parents,
     "uuids": lambda text: [] if text == "[]" else json.loads(text),
+    "attempts": runs.attempts,
 }
 
 JOB_COLUMNS: dict[str, Column] = {
@@ -76,7 +77,10 @@ LISTED = {
     "parents": Column(queries.RELATIVES[0], "uuids"),
     "children": Column(queries.RELATIVES[1], "uuids"),
     "stale": Column(queries.STALE, "flag"),
+    **{name: JOB.columns[name] for name in runs.OF_JOB},
 }
+#: Columns that are read only if they are named.
+_NAMED_ONLY = {"attempts": Column(runs.ATTEMPTS, "attempts")}
 
 
 def read_rows(
@@ -116,7 +120,9 @@ def sorting(table: Table, order: str) -> Term:
     if order in ("", "id", "-id"):
         return Term(f"{table.number} {direction}")
     column = column_of(table, order.removeprefix("-"))
-    return Term(f"{column.sql} {direction}, {table.number}", column.parameters)
+    # Jobs that have not run come last in either direction.
+    nulls = " NULLS LAST" if table is JOB and column.sql in (sql for sql, _ in runs.OF_JOB.values()) else ""
+    return Term(f"{column.sql} {direction}{nulls}, {table.number}", column.parameters)
 
 
 def limits(start: int, stop: int | None) -> tuple[int, int]:
@@ -193,10 +199,11 @@ def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 
 def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int, order: str = "") -> list[Row]:
     """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all."""
+    known = {**LISTED, **_NAMED_ONLY}
     for name in fields:
-        if name not in LISTED:
+        if name not in known:
             raise JOB.unknown(name)
-    columns = {name: LISTED[name] for name in fields} or LISTED
+    columns = {name: known[name] for name in fields} or LISTED
     return list(read_rows(execute(cx, *statement(cx, columns_sql(columns), where, order, 0, size, after)), columns))
 
 

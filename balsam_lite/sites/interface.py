@@ -87,6 +87,9 @@ class SiteInterface(Protocol):
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
         """Return state -> number of matching jobs in it, for the states that have any."""
 
+    def overview(self, where: Mapping[str, Any] = {}, size: int = 100) -> Row:
+        """Return what goes on at this moment: see `db.query.overview`. `size` is the maximum number of running jobs."""
+
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """Return a page of events as short rows: [timestamp, from_state, to_state, job, nodes, started, id].
 

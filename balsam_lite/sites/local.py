@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.clock import SystemClock
@@ -15,6 +15,9 @@ from ..db.engine.registry import SiteEntry
 from ..db.query import campaign, queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
+
+if TYPE_CHECKING:
+    from ..core.settings import Settings
 
 #: Seconds since its last heartbeat after which a service is no longer active. Source: Balsam 0.7.
 _ACTIVE_S = 120.0
@@ -36,6 +39,7 @@ class LocalSite:
         self.entry = entry
         self.progress: Callable[[int], None] | None = None
         self._database = database
+        self._settings: Settings | None = None
 
     @property
     def database(self) -> Database:
@@ -92,6 +96,15 @@ class LocalSite:
         held_back.release(self.database)
         with self.database.read() as cx:
             return select.count_states(cx, where)
+
+    def overview(self, where: Mapping[str, Any] = {}, size: int = 100) -> Row:
+        """Return what goes on at this moment."""
+        from ..core.settings import Settings
+        from ..db.query import overview
+
+        self._settings = self._settings or Settings.load(self.database.directory)
+        with self.database.read() as cx:
+            return overview.overview(cx, where, SystemClock.now_us(), self._settings.LEASE_EXPIRY_S, size)
 
     def count_downstream(self, where: Mapping[str, Any] = {}) -> int:
         """Return the number of other jobs that depend on a matching one."""

@@ -66,6 +66,7 @@ class RemoteSite:
     count = _forwarded(SiteInterface.count)
     count_states = _forwarded(SiteInterface.count_states)
     count_downstream = _forwarded(SiteInterface.count_downstream)
+    overview = _forwarded(SiteInterface.overview)
     event_tuples = _forwarded(SiteInterface.event_tuples)
     runs = _forwarded(SiteInterface.runs)
     changes = _forwarded(SiteInterface.changes)

@@ -53,21 +53,23 @@ def explain(chosen: Selection, refresh: bool, as_json: bool, site: str) -> None:
     if as_json:
         click.echo("[" + ",\n".join(json.dumps(row) for row in shown) + "]")
     else:
-        name = len(answers) > 1
-        lines = [line for row in shown for line in _lines(row, f" of {output.one_line(row['site'])}" if name else "")]
+        name, width = len(answers) > 1, output.terminal_width(sys.stdout)
+        lines = [line for row in shown for line in lines_of(row, f" of {output.one_line(row['site'])}" if name else "", width)]
         click.echo("\n".join(lines) or f"Nothing stands in the way of {'these jobs' if chosen else 'any job'}.")
     stands = any(one for row in shown for one in row.get("reasons", [row]) if not one.get("is_note"))
     click.get_current_context().exit(int(stands))
 
 
-def _lines(row: Row, of_site: str) -> Iterator[str]:
-    """Yield the lines for one job, or for one group of jobs."""
+def lines_of(row: Row, of_site: str, width: int | None) -> Iterator[str]:
+    """Yield the lines for one job, or for one group of jobs, of that width; None: of any."""
     if "reasons" not in row:
         label = "" if row["example"] is None else output.cute_id(row["example_name"], row["example"])
-        yield from _wrapped(f"{row['jobs']:>7}  ", _text(row) + of_site)
+        yield from _wrapped(f"{row['jobs']:>7}  ", _text(row) + of_site, width)
         if label:
-            yield from _wrapped(" " * 9, f"such as {output.one_line(label)}")
-        yield from _wrapped(" " * 9, f"To do: {row['remedy'].replace('JOB', (row['example'] or 'JOB')[: output.SHORT_ID])}")
+            yield from _wrapped(" " * 9, f"such as {output.one_line(label)}", width)
+        yield from _wrapped(
+            " " * 9, f"To do: {row['remedy'].replace('JOB', (row['example'] or 'JOB')[: output.SHORT_ID])}", width
+        )
         return
     label = output.one_line(output.cute_id(row["name"], row["job_id"]))
     if not row["reasons"]:
@@ -75,18 +77,18 @@ def _lines(row: Row, of_site: str) -> Iterator[str]:
         return
     yield f"{label}{of_site} is {row['state']}:"
     for number, reason in enumerate(row["reasons"], 1):
-        yield from _wrapped(f"{number:>3}. ", _text(reason))
-        yield from _wrapped(" " * 5, f"To do: {reason['remedy']}")
+        yield from _wrapped(f"{number:>3}. ", _text(reason), width)
+        yield from _wrapped(" " * 5, f"To do: {reason['remedy']}", width)
 
 
 def _text(row: Row) -> str:
     return f"{row['reason']} ({row['of']})" if row["of"] else str(row["reason"])
 
 
-def _wrapped(start: str, text: str) -> Iterator[str]:
-    """Yield a text that begins after `start`, in lines of the terminal's width; lines of an output are kept as they are."""
+def _wrapped(start: str, text: str, width: int | None) -> Iterator[str]:
+    """Yield a text that begins after `start`, in lines of that width; lines of an output are kept as they are."""
     first, *rest = text.split("\n")
-    width = max(output.terminal_width(sys.stdout) or sys.maxsize, len(start) + _MIN_WIDTH)
+    width = max(width or sys.maxsize, len(start) + _MIN_WIDTH)
     yield from textwrap.wrap(
         output.one_line(first), width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
     )

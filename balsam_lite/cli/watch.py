@@ -37,7 +37,7 @@ def watch(interval: float, chosen: Selection, site: str) -> None:
         balsam watch --site theta
     """
     try:
-        from .watch_screens import Watch
+        from .watch_screens import WatchApp
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "textual":
             raise
@@ -47,4 +47,4 @@ def watch(interval: float, chosen: Selection, site: str) -> None:
     where = chosen.conditions()
     there = one_site(site)
     there.overview(where, 0)  # errors are reported here, not on the screen
-    Watch(there, where, interval).run()
+    WatchApp(there, where, interval).run()

@@ -135,12 +135,12 @@ Nothing is written until you press k or r and agree."""
 # --- small screens ----------------------------------------------------------------------------------------------------
 
 
-class Question(ModalScreen[bool]):
+class Consent(ModalScreen[bool]):
     """A question that `y` answers with yes, and any other key with no."""
 
     DEFAULT_CSS = """
-    Question { align: center middle; }
-    Question Static { width: auto; max-width: 78; padding: 1 2; border: round $primary; background: $surface; }
+    Consent { align: center middle; }
+    Consent Static { width: auto; max-width: 78; padding: 1 2; border: round $primary; background: $surface; }
     """
 
     def __init__(self, text: str, hint: str) -> None:
@@ -181,7 +181,7 @@ class _Acting:
             if agreed:
                 self.app.run_worker(lambda: self._do(act, {"id": job["id"]}), thread=True, group="act")
 
-        self.app.push_screen(Question(f"{verb} {output.cute_id(job['name'], job['job_id'])}?", "y: yes, any other key: no"), do)
+        self.app.push_screen(Consent(f"{verb} {output.cute_id(job['name'], job['job_id'])}?", "y: yes, any other key: no"), do)
 
     def _do(self, act: Callable[[Where], str], where: Where) -> None:
         try:
@@ -480,7 +480,7 @@ class OverviewScreen(_Acting, Screen[None]):
             self._look()
 
     def action_keys(self) -> None:
-        self.app.push_screen(Question(_KEYS, "Any key: back"))
+        self.app.push_screen(Consent(_KEYS, "Any key: back"))
 
 
 def curve(values: Iterable[float], width: int, top: float = 0.0) -> str:
@@ -508,7 +508,7 @@ def _counts(counts: Mapping[str, int]) -> Text:
     return found
 
 
-class Watch(App[None]):
+class WatchApp(App[None]):
     """The application.
 
     Args:

@@ -22,7 +22,7 @@ from balsam_lite.sites.local import LocalSite
 
 pytest.importorskip("textual", reason="the package textual is missing")
 
-from balsam_lite.cli.watch_screens import Watch, curve
+from balsam_lite.cli.watch_screens import WatchApp, curve
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def watched(bench: Bench, use: Callable[[Any, Callable[[str], Awaitable[None]]],
     """Run `use(pilot, until)` on a running application; `until` waits for words on the screen."""
 
     async def run() -> None:
-        app = Watch(site_of(bench), {}, 0.2)
+        app = WatchApp(site_of(bench), {}, 0.2)
         async with app.run_test(size=(80, 24)) as pilot:
 
             async def until(words: str) -> None:

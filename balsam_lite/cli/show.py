@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -59,10 +59,11 @@ def show(only_directory: bool, only_output: bool, as_json: bool, chosen: Selecti
         number = 0
         for number, (there, row) in enumerate(_details(found), 1):
             if only_directory or only_output:
-                _write(row["directory" if only_directory else "output"])
+                _write(row["directory" if only_directory else "output"], sys.stdout)
             else:
                 sys.stdout.write("\n" * (number > 1))
-                _print(there, row, f" of {output.one_line(there.entry.name)}" if found.of_sites else "")
+                of_site = f" of {output.one_line(there.entry.name)}" if found.of_sites else ""
+                print_job(there, row, of_site, sys.stdout, output.terminal_width(sys.stdout))
     if not number:
         raise NotFound("The job was removed while it was read.")
 
@@ -96,23 +97,22 @@ def _as_json(there: SiteInterface, row: Row) -> Row:
 # --- the screen -------------------------------------------------------------------------------------------------------
 
 
-def _print(there: SiteInterface, row: Row, of_site: str) -> None:
-    """Print the screen of a job."""
-    width = output.terminal_width(sys.stdout)
+def print_job(there: SiteInterface, row: Row, of_site: str, file: IO[str], width: int | None) -> None:
+    """Print the screen of a job, from a row of `SiteInterface.details`, in lines of that width; None: of any."""
     lines, trouble = _last_lines(there, row["id"])
     job = listing.job_object(row, there.entry.name)
-    _write(f"Job {output.cute_id(row['name'], row['job_id'])}{of_site}, #{row['id']}, {row['job_id']}")
+    _write(f"Job {output.cute_id(row['name'], row['job_id'])}{of_site}, #{row['id']}, {row['job_id']}", file)
     for label, text in _facts(row, job):
-        _print_fact(label, text, width)
+        _print_fact(label, text, file, width)
     if row["attempts"]:
-        _write("Attempts")
+        _write("Attempts", file)
         table = [_attempt(run) for run in row["attempts"]]
         shown = [name for name in _ATTEMPTS if any(run[name] not in ("", None) for run in table)]
-        output.write_rows("table", shown, table, sys.stdout, width)
-    _print_fact("Output", trouble if trouble and not lines else output.one_line(row["output"]), width)
+        output.write_rows("table", shown, table, file, width)
+    _print_fact("Output", trouble if trouble and not lines else output.one_line(row["output"]), file, width)
     most = _MAX_LINE if width is None else max(width - 2, 1)
     for line in lines:
-        _write(f"  {output.many_lines(line)[:most]}".rstrip())
+        _write(f"  {output.many_lines(line)[:most]}".rstrip(), file)
 
 
 def _facts(row: Row, job: Row) -> Iterator[tuple[str, str]]:
@@ -168,25 +168,25 @@ def _attempt(run: Row) -> Row:
     }
 
 
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")  # unlike click.echo, this encodes for the terminal
+def _write(line: str, file: IO[str]) -> None:
+    file.write(f"{line}\n")  # unlike click.echo, this encodes for the terminal
 
 
-def _print_fact(label: str, text: str, width: int | None) -> None:
+def _print_fact(label: str, text: str, file: IO[str], width: int | None) -> None:
     """Print a label and a text, of which further lines are below its beginning."""
     if not text:
         return
     if width is not None and width < _NARROW:
         if label:
-            _write(label)
+            _write(label, file)
         lines, indent = _wrapped(text, width - 2), "  "
     else:
         lines, indent = _wrapped(text, None if width is None else width - _LABEL - 1), " " * (_LABEL + 1)
-    if label == "State" and output.is_coloured(sys.stdout):
+    if label == "State" and output.is_coloured(file):
         word, _, rest = lines[0].partition(" ")
         lines[0] = " ".join([output.painted(word), rest])
     for place, line in enumerate(lines):
-        _write(f"{label:{_LABEL}} {line}" if place == 0 and len(indent) > 2 else f"{indent}{line}")
+        _write(f"{label:{_LABEL}} {line}" if place == 0 and len(indent) > 2 else f"{indent}{line}", file)
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:

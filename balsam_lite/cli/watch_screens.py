@@ -7,6 +7,7 @@ import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import StringIO
 from typing import Any, ClassVar, NamedTuple
 
 from rich.text import Text
@@ -17,12 +18,12 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Input, Log, Static, TabbedContent, TabPane
 
 from ..core import states
-from ..core.clock import SECOND_US, format_us, spoken
+from ..core.clock import SECOND_US, spoken
 from ..core.errors import BalsamError
 from ..db.query.filters import all_of, condition_from_text
 from ..launcher.reporting import RecentRate
 from ..sites.interface import Row, SiteInterface
-from . import explain, output
+from . import explain, output, show
 
 #: Looks at the DB take at most 1/N of the time.
 _SPACING = 25
@@ -30,6 +31,8 @@ _SPACING = 25
 _MAX_ROWS = 100
 #: Number of looks that the curves show.
 _CURVE = 300
+#: Columns that a scroll bar takes.
+_BAR = 2
 #: Seconds between two looks at the output of a job.
 _OUTPUT_PERIOD_S = 1.0
 #: Maximum number of lines of output that are kept, and with how many it begins.
@@ -237,22 +240,23 @@ class JobScreen(_Acting, Screen[None]):
         """Read the job and what it has written since the last look; from a thread."""
         began = time.monotonic()
         try:
-            rows = self.there.page({"id": self._job["id"]}, (), size=1)
+            rows = self.there.details([self._job["id"]])
             reasons = self.there.explain({"id": self._job["id"]}, each=True)["jobs"] if rows else []
             pieces = self.there.outputs([self._place], "", _FIRST_LINES)
         except BalsamError as exc:
             rows, reasons, pieces = [], [], [{"error": str(exc), "data": "", "place": self._place}]
-        self.app.call_from_thread(self._show, rows, reasons, pieces, time.monotonic() - began)
+        screen = StringIO()
+        for row in rows:
+            show.print_job(self.there, row, "", screen, max(self.size.width - _BAR, 1))
+        lines = screen.getvalue().splitlines() or ["It is not there any more."]
+        self.app.call_from_thread(self._show, lines, reasons, pieces, time.monotonic() - began)
 
-    def _show(self, rows: list[Row], reasons: list[Row], pieces: list[Row], cost_s: float) -> None:
+    def _show(self, lines: list[str], reasons: list[Row], pieces: list[Row], cost_s: float) -> None:
         if not self.is_attached:
             return
-        if rows:
-            self._put("show-text", _described(rows[0]))
-            width = max(self.size.width - 2, 1)
-            self._put("explain-text", [line for row in reasons for line in explain.lines_of(row, "", width)])
-        else:
-            self._put("show-text", ["It is not there any more."])
+        width = max(self.size.width - _BAR, 1)
+        self._put("show-text", lines)
+        self._put("explain-text", [line for row in reasons for line in explain.lines_of(row, "", width)])
         log = self.query_one("#output-text", Log)
         for piece in pieces:
             if piece["error"] and piece["error"] != self._error:
@@ -268,16 +272,6 @@ class JobScreen(_Acting, Screen[None]):
         if list(log.lines) != list(lines):
             log.clear()
             log.write_lines(lines)
-
-
-def _described(job: Row) -> list[str]:
-    """Return the fields of a job that have a value, a line each."""
-    lines = []
-    for name, value in output.without_secrets(job).items():
-        if value not in (None, "", [], {}, 0, False):
-            shown = format_us(value) if name in ("created", "last_update", "started", "ended") else value
-            lines.append(output.one_line(f"{name:<20} {shown}"))
-    return lines
 
 
 # --- the first screen -------------------------------------------------------------------------------------------------

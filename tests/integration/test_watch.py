@@ -101,7 +101,7 @@ def test_a_cause_leads_to_its_jobs_and_a_job_to_its_fields_its_reason_and_its_ou
         await until("b1")
         await pilot.press("enter")
         await until("[b1 | ")
-        await until("return_code")
+        await until("Attempts")
         await pilot.press("2")
         await until("] is FAILED:")
         await pilot.press("3")

@@ -62,6 +62,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "notify": Entry("notify", "notify", "try the notifications that launchers and the service send"),
     },
     "Looking": {
+        "status": Entry("status", "status", "show how it goes: jobs, rate, time left, failures, launches"),
         "watch": Entry("watch", "watch", "show live how the jobs go, in the terminal"),
         "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),
         "show": Entry("show", "show", "show all of a job: state and reason, attempts, relatives, output"),

@@ -277,13 +277,13 @@ def _shortened(cells: dict[str, list[str]], width: int) -> dict[str, list[str]]:
         widest = max((name for name in cells if widths[name] > least[name]), key=lambda name: widths[name])
         widths[widest] -= 1
         excess -= 1
-    return {name: [_cut(cell, widths[name], name in _PATHS) for cell in column] for name, column in cells.items()}
+    return {name: [cut(cell, widths[name], name in _PATHS) for cell in column] for name, column in cells.items()}
 
 
-def _cut(text: str, width: int, keeps_end: bool) -> str:
+def cut(text: str, width: int, keeps_end: bool = False) -> str:
     """Return `text` in at most `width` columns, with three dots where something is missing.
 
-    >>> _cut("demo/hello/run7", 12, True), _cut("a description", 12, False)
+    >>> cut("demo/hello/run7", 12, True), cut("a description", 12, False)
     ('...ello/run7', 'a descrip...')
     """
     if _width(text) <= width:
@@ -291,6 +291,18 @@ def _cut(text: str, width: int, keeps_end: bool) -> str:
     while _width(text) > width - 3:
         text = text[1:] if keeps_end else text[:-1]
     return f"...{text}" if keeps_end else f"{text}..."
+
+
+def rate(per_s: float) -> str:
+    """Return a rate in the largest unit in which it is at least one.
+
+    >>> rate(12.345), rate(0.5), rate(0.001)
+    ('12.3 per s', '30.0 per min', '3.6 per h')
+    """
+    for per, unit in ((1, "s"), (60, "min")):
+        if per_s * per >= 1:
+            return f"{per_s * per:.1f} per {unit}"
+    return f"{per_s * 3600:.1f} per h"
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ class _ProgressLine:
         rate = (over - first) / max(now - first_s, 1e-3)
         words = [f"{over} of {total} ({100 * over // max(total, 1)} %)"]
         words += [f"{failed} failed"] * bool(failed)
-        words += [f"{_rate(rate)}, {display.duration(self.pending / rate)} left"] if rate else []
+        words += [f"{output.rate(rate)}, {display.duration(self.pending / rate)} left"] if rate else []
         return ", ".join(words)
 
     def _write(self, text: str) -> None:
@@ -244,15 +244,3 @@ class _ProgressLine:
         """Print words above the line."""
         self.close()
         say(text)
-
-
-def _rate(per_s: float) -> str:
-    """Return a rate in the largest unit in which it is at least one.
-
-    >>> _rate(12.345), _rate(0.5), _rate(0.001)
-    ('12.3 per s', '30.0 per min', '3.6 per h')
-    """
-    for per, unit in ((1, "s"), (60, "min"), (3600, "h")):
-        if per_s * per >= 1 or unit == "h":
-            return f"{per_s * per:.1f} per {unit}"
-    raise AssertionError

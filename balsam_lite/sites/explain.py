@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core import states
@@ -28,8 +28,13 @@ def explain(db: Database, where: Mapping[str, Any], each: bool, budget_s: float 
             return {"jobs": [_of_job(cx, number, around) for number in select.job_ids(cx, where, most=MAX_EACH)]}
         groups = reasons.explain_jobs(cx, where, around, budget_s) + failures(cx, where)
         groups += _killed(cx, where) if where else []
-        examples = queries.columns_of(cx, [one.example for one in groups if one.example is not None], ("job_id", "name"))
-        return {"groups": [_of_group(group, examples) for group in sorted(groups, key=lambda group: -group.jobs)]}
+        return {"groups": as_rows(cx, sorted(groups, key=lambda group: -group.jobs))}
+
+
+def as_rows(cx: Connection, groups: Sequence[Group]) -> list[Row]:
+    """Return groups of jobs in plain data; see `interface.SiteInterface.explain`."""
+    examples = queries.columns_of(cx, [one.example for one in groups if one.example is not None], ("job_id", "name"))
+    return [_of_group(group, examples) for group in groups]
 
 
 def _of_job(cx: Connection, number: int, around: reasons.Surroundings) -> Row:

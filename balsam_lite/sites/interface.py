@@ -240,6 +240,16 @@ class SiteInterface(Protocol):
             budget_s: stop reading jobs after this number of seconds; the group `unexamined` has the others.
         """
 
+    def status(self, where: Mapping[str, Any] = {}, refresh: bool = False) -> Row:
+        """Return how it goes with the matching jobs, in at most a few dozen rows; `docs/json.rst` describes the keys.
+
+        Of workflows, nodes, causes, reasons and launches the largest are named, and the others counted. Reasons are those that
+        are found in a fraction of a second.
+
+        Args:
+            refresh: ask the scheduler about launches first. A warning tells that it does not answer.
+        """
+
     def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
         """Return a piece of the output of each of these jobs, or of another file in its working directory:
 

@@ -191,6 +191,16 @@ class LocalSite:
         held_back.release(self.database)
         return explain.explain(self.database, where, each, budget_s)
 
+    def status(self, where: Mapping[str, Any] = {}, refresh: bool = False) -> Row:
+        """Return how it goes with the matching jobs."""
+        from . import status
+
+        if refresh:
+            from . import batch_jobs
+
+            batch_jobs.refresh(self.database)
+        return status.status(self.database, where)
+
     def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:
         """Return a piece of the output of each of these jobs."""
         from . import outputs

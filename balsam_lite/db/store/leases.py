@@ -97,6 +97,11 @@ def open_leases(cx: sqlite3.Connection, where: str = AT_WORK) -> list[Lease]:
     return [_lease(row) for row in rows]
 
 
+def opened_us(cx: sqlite3.Connection) -> dict[int, int]:
+    """Return when each open lease was opened, by number."""
+    return dict(cx.execute("SELECT id, opened FROM lease WHERE closed IS NULL"))
+
+
 def _lease(row: Sequence[Any]) -> Lease:
     return Lease(row[0], row[1], Holder(*row[2:6]), row[6], row[7])
 

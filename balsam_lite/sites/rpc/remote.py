@@ -84,6 +84,7 @@ class RemoteSite:
     details = _forwarded(SiteInterface.details)
     news = _forwarded(SiteInterface.news)
     result = _forwarded(SiteInterface.result)
+    status = _forwarded(SiteInterface.status)
     outputs = _forwarded(SiteInterface.outputs)
     explain = _forwarded(SiteInterface.explain)
     service = _forwarded(SiteInterface.service)

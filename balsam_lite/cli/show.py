@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Jobs that are read at once, lines of the output to show, and the maximum of characters of each.
 _PAGE, _LINES, _MAX_LINE = 100, 10, 500
+#: Maximum number of edits to show, the newest ones.
+_MAX_EDITS = 5
 #: Columns of the labels, and of a terminal below which they have lines to themselves.
 _LABEL, _NARROW = 13, 40
 _ATTEMPTS = ("attempt", "started", "ran", "node", "exit", "memory", "CPU", "GPUs", "end")
@@ -91,6 +93,7 @@ def _as_json(there: SiteInterface, row: Row) -> Row:
     whole = there.page({"id": row["id"]}, (), size=1)
     for run in row["attempts"]:
         run.update({name: run[name] and iso_us(run[name]) for name in ("started", "ended")})
+    row["edits"] = [listing.edit_object(edit, row) for edit in row["edits"]]
     return {**listing.job_object({**dict(*whole), **row}, there.entry.name), "output_lines": lines}
 
 
@@ -109,6 +112,9 @@ def print_job(there: SiteInterface, row: Row, of_site: str, file: IO[str], width
         table = [_attempt(run) for run in row["attempts"]]
         shown = [name for name in _ATTEMPTS if any(run[name] not in ("", None) for run in table)]
         output.write_rows("table", shown, table, file, width)
+    for place, edit in enumerate(row["edits"][-_MAX_EDITS:]):
+        words = f"{display.moment(edit['timestamp'])}: {output.edit_in_words(edit)}"
+        _print_fact("Edited" if place == 0 else "", words, file, width)
     _print_fact("Output", trouble if trouble and not lines else output.one_line(row["output"]), file, width)
     most = _MAX_LINE if width is None else max(width - 2, 1)
     for line in lines:

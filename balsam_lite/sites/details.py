@@ -11,7 +11,7 @@ from ..core.errors import TemplateError
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
-from ..db.query import queries, reasons, runs, select, text_forms
+from ..db.query import edits, queries, reasons, runs, select, text_forms
 from ..service.surroundings import surroundings
 from .explain import of_reason_of_job
 from .interface import Row
@@ -28,7 +28,9 @@ def read(db: Database, numbers: Sequence[int]) -> list[Row]:
     with db.read() as cx:
         around = surroundings(cx, db, settings)
         found = select.jobs_page(cx, {"id": list(numbers)}, _FIELDS, 0, len(numbers))
+        edited = edits.edits(cx, numbers)
         for row in found:
+            row["edits"] = [edit for edit in edited if edit["job"] == row["id"]]
             row["reasons"] = list(map(of_reason_of_job, reasons.explain_job(cx, row["id"], around)))
             row["command"] = _command(cx, row)
             for key, kind in (("parent_jobs", "parent"), ("child_jobs", "child")):

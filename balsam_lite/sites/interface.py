@@ -208,7 +208,7 @@ class SiteInterface(Protocol):
 
         the fields of `page` but for the lists of relatives; directory and output (absolute paths); command (the command line,
         None without an application); reasons (as `explain` returns them);
-        parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); attempts (see
+        parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); edits; attempts (see
         `db.query.runs.Run.as_row`).
         """
 

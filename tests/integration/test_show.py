@@ -61,6 +61,7 @@ def test_all_of_a_job_is_on_the_screen(db: Database) -> None:
     attempt(db, job, 1, -9)
     attempt(db, job, 2, 1)
     job.write(b"".join(b"line %d\n" % number for number in range(20)))
+    user_actions.update_fields(db, [job.number], {"priority": 7})
     code, out, err = run("show", "main")
     assert (code, err) == (0, "")
     assert out.startswith(f"Job [main | {job.job_id[:8]}], #{job.number}, {job.job_id}\n")
@@ -69,6 +70,7 @@ def test_all_of_a_job_is_on_the_screen(db: Database) -> None:
     assert "nonzero return 1" in found["Why"]
     assert "balsam rerun" in found["Why"]
     assert found["Application"] == "sh"
+    assert "priority: 0 -> 7 (" in found["Edited"]
     assert found["Command"] == "bash -c 'exit $X'"
     assert found["Directory"] == str(job.workdir)
     assert (found["num_nodes"], found["workflow"], found["tags"]) == ("2", "w", "k=v")
@@ -163,7 +165,7 @@ def test_json_has_the_documented_keys(db: Database) -> None:
     assert (code, err) == (0, "")
     (found,) = json.loads(out)
     (listed,) = json.loads(run("ls", "--json")[1])
-    document = (ROOT / "docs" / "json.rst").read_text().partition("\nOne job\n")[2].partition("\nWaits\n")[0]
+    document = (ROOT / "docs" / "json.rst").read_text().partition("\nOne job\n")[2].partition("\nStatus\n")[0]
     own = {line.split("``")[1] for line in document.splitlines() if line.startswith("``") and "show" not in line}
     assert set(found) == {*listed, *own}
     assert {key: found[key] for key in listed} == listed
@@ -171,6 +173,11 @@ def test_json_has_the_documented_keys(db: Database) -> None:
     (listed_with_history,) = json.loads(run("ls", "--json", "--history")[1])
     assert found["attempts"] == listed_with_history["attempts"]
     assert found["output_lines"] == ["text"]
+    assert found["edits"] == []
+    assert run("modify", "one", "args", "two words")[0] == 0
+    ((edit,),) = (row["edits"] for row in json.loads(run("show", "one", "--json")[1]))
+    assert (edit["field"], edit["old"], edit["new"]) == ("args", "", "two words")
+    assert edit.keys() == json.loads(run("ls", "--json", "--history")[1])[0]["edits"][0].keys()
     assert found["reasons"][0].keys() == {"code", "reason", "of", "remedy", "is_note"}
 
 

@@ -114,8 +114,7 @@ def _lines(there: SiteInterface, row: Row) -> Iterator[str]:
         if row["running"]:
             yield _fact("Running", _running(row))
     yield from _several("Failed", [f"{one['jobs']:>8}  {one['cause']}" for one in row["failures"]], _MAX_FAILURES, "cause")
-    reasons = [f"{one['jobs']:>8}  {one['reason']}{' (' + one['of'] + ')' if one['of'] else ''}" for one in row["waiting"]]
-    yield from _several("Waiting", reasons, _MAX_REASONS, "reason", row["other_reasons"])
+    yield from _waiting(row)
     yield from _several("Launches", [*_launches(row)], _MAX_LAUNCHES, "launch", row["other_launchers"] + row["other_queued"])
     disk = "unknown" if row["disk_free_bytes"] is None else f"{display.size(row['disk_free_bytes'])} free"
     yield _fact("Service", f"{row['service'] or 'none'}; disk: {disk}")
@@ -132,6 +131,16 @@ def _several(label: str, texts: Sequence[str], most: int, noun: str, others: int
         yield _fact(label if place == 0 else "", text.partition("\n")[0])
     if others:
         yield _fact("", f"{'':8}  and {others} more {noun}{'es' if noun == 'launch' and others > 1 else 's' * (others > 1)}")
+
+
+def _waiting(row: Row) -> Iterator[str]:
+    """Yield the most frequent reasons, and how many jobs were not examined in the time for it."""
+    groups = [one for one in row["waiting"] if one["code"] != "unexamined"]
+    texts = [f"{one['jobs']:>8}  {one['reason']}{' (' + one['of'] + ')' if one['of'] else ''}" for one in groups]
+    yield from _several("Waiting", texts, _MAX_REASONS, "reason", row["other_reasons"])
+    for one in row["waiting"]:
+        if one["code"] == "unexamined":
+            yield _fact("" if groups else "Waiting", f"{'':8}  and {one['jobs']} more; `balsam explain` examines all")
 
 
 def _table(row: Row) -> Iterator[str]:

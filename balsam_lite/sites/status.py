@@ -20,7 +20,7 @@ from .interface import Row
 #: Maximum number of workflows, nodes, causes, reasons and launches to name; others are counted.
 _MAX_NAMED = 20
 #: Seconds for reading waiting jobs.
-_REASONS_BUDGET_S = 0.04
+_REASONS_BUDGET_S = 0.02
 
 
 def status(db: Database, where: Mapping[str, Any]) -> Row:

@@ -18,7 +18,7 @@ from .operators import Term, execute
 
 #: The rate is that of this time, or of the newest events if there are more.
 RATE_WINDOW_S = 300
-_MAX_EVENTS = 20_000
+_MAX_EVENTS = 10_000
 #: Ended runs from which run times are learnt, and waiting jobs of each state whose applications are counted.
 _MAX_RUNS, _MAX_WAITING = 2000, 500
 

@@ -257,6 +257,10 @@ def _kinds(
         total = _count(cx, state, condition) if until is not None else 0
         sql = f"SELECT {columns} FROM job {hint} WHERE state = '{state}' AND lease IS NULL AND {within}"
         cursor = execute(cx, sql, [*parameters, *(condition.parameters if condition else ())])
+        if until is not None and state == states.AWAITING_PARENTS:  # all wait for their parents: one tells the reason
+            row = cursor.fetchone() if total else None
+            found.update({(state, row[1:]): [total, row[0]]} if row else {})
+            continue
         read = 0
         while until is None or time.monotonic() < until:
             rows = cursor.fetchmany(_SLICE)

@@ -18,7 +18,7 @@ _MIN_SHIFT, _MAX_COUNTS = 10, 30_000
 #: What reports call the node of a run whose node was not recorded.
 UNKNOWN_NODE = "node unknown"
 
-#: The first jobs, whose names are kept.
+#: Maximum number of jobs whose names are read.
 MAX_NAMES = 500
 CODES = {state: code for code, state in enumerate(states.STATES)}
 #: The states in which runs ended by their causes (`db.store.runs`). RESTART_READY: when the run ended is not known.
@@ -76,7 +76,7 @@ class Campaign:
         self.changes: Counter[tuple[int, int, int]] = Counter()
         self.shift = _MIN_SHIFT
         self.parents, self.children = array("q"), array("q")  # of each dependency, as in `jobs`
-        self.names: list[str] = []  # of the first jobs
+        self.names: list[str] = []  # of the jobs, if they are few
         self.batch_jobs: list[tuple[int | None, int | None, int]] = []  # start, end, nodes
 
     # --- filling ------------------------------------------------------------------------------------------------------
@@ -84,32 +84,43 @@ class Campaign:
     def add_runs(self, rows: Iterable[Any]) -> None:
         """Append a page of `campaign.runs` of one site."""
         window, now_us, last = self.window, self.now_us, self.jobs[-1] if self.jobs else 0
+        place = len(self.jobs) - 1
+        add_job, add_created, add_state = self.jobs.append, self.created.append, self.states.append
+        add_group, add_failure = self.group.append, self.failure.append
+        add_place, add_start, add_end, add_outcome = self.job.append, self.starts.append, self.ends.append, self.outcomes.append
+        add_nodes, add_weight, add_wait = self.node_list.append, self.weights.append, self.waits.append
+        add_memory, add_cpu = self.memory.append, self.cpu.append
+        ends: dict[Any, int] = {}
         for (
-            job, name, created, state, workflow, app, failure, weight, started, ended, code, cause, nodes, memory, cpu, since,
+            job, created, state, workflow, app, failure, weight, started, ended, code, cause, nodes, memory, cpu, since,
         ) in rows:  # fmt: skip
             if job != last:
                 last = job
-                if len(self.jobs) < MAX_NAMES:
-                    self.names.append(name)
-                self.jobs.append(job)
-                self.created.append(created)
-                self.states.append(CODES[state])
-                self.group.append(self.groups.number((workflow, app)))
-                self.failure.append(self.failures.number(failure))
+                place += 1
+                add_job(job)
+                add_created(created)
+                add_state(CODES[state])
+                add_group(self.groups.number((workflow, app)))
+                add_failure(self.failures.number(failure))
             if started is None:
                 continue
-            end = max(started, now_us if ended is None else ended)
+            end = now_us if ended is None else ended
+            end = max(end, started)
             if started > window.end or end < window.start:
                 continue
-            self.job.append(len(self.jobs) - 1)
-            self.starts.append(started)
-            self.ends.append(end)
-            self.outcomes.append(CODES[outcome(ended, code, cause)])
-            self.node_list.append(self.node_lists.number(nodes))
-            self.weights.append(weight)
-            self.waits.append(-1 if since is None else max(started - since, 0))
-            self.memory.append(-1 if memory is None else memory)
-            self.cpu.append(-1 if cpu is None else cpu)
+            key = ended is None, code, cause
+            found = ends.get(key)
+            if found is None:
+                found = ends[key] = CODES[outcome(*key)]
+            add_place(place)
+            add_start(started)
+            add_end(end)
+            add_outcome(found)
+            add_nodes(self.node_lists.number(nodes))
+            add_weight(weight)
+            add_wait(-1 if since is None else max(started - since, 0))
+            add_memory(-1 if memory is None else memory)
+            add_cpu(-1 if cpu is None else cpu)
 
     def add_changes(self, rows: Iterable[Any]) -> None:
         """Append a page of `campaign.changes` with bins of the present `shift`."""
@@ -184,13 +195,13 @@ class Campaign:
         return total
 
 
-def outcome(ended: int | None, return_code: int | None, cause: str) -> str:
+def outcome(is_running: bool, return_code: int | None, cause: str) -> str:
     """Return the state in which a run ended, or RUNNING.
 
-    >>> outcome(None, None, ""), outcome(1, 0, ""), outcome(1, -15, "limit"), outcome(1, None, "killed")
+    >>> outcome(True, None, ""), outcome(False, 0, ""), outcome(False, -15, "limit"), outcome(False, None, "killed")
     ('RUNNING', 'RUN_DONE', 'RUN_TIMEOUT', 'USER_KILLED')
     """
-    if ended is None:
+    if is_running:
         return states.RUNNING
     if return_code == 0 and _OUTCOMES.get(cause) != states.USER_KILLED:
         return states.RUN_DONE
@@ -230,6 +241,10 @@ def read(site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str], no
                 break
             found.add_changes(counts)
     if "edges" in parts:
+        if len(found.jobs) <= MAX_NAMES:
+            rows = site.page({"id": list(found.jobs)}, ("id", "name"), size=MAX_NAMES) if found.jobs else []
+            names = {row["id"]: row["name"] for row in rows}
+            found.names += [names.get(job, "") for job in found.jobs]
         last = 0
         while True:
             last, pairs = site.parents(where, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -270,23 +270,23 @@ def gantt(of: Campaign, place: str, fineness: Size) -> Picture:
 def durations(of: Campaign, place: str, fineness: Size) -> Picture:
     """Show how long the runs of each application took that have ended."""
     _check_runs(of)
-    ended = (run for run, code in enumerate(of.outcomes) if code not in _UNENDED)
-    values = ((_application(of, run), (of.ends[run] - of.starts[run]) / SECOND_US) for run in ended)
-    return _spreads(f"Durations of runs at {place}", "Duration", values, True, "No run of such a job has ended")
+    runs = zip(of.job, of.starts, of.ends, of.outcomes)
+    values = ((job, (end - start) / SECOND_US) for job, start, end, code in runs if code not in _UNENDED)
+    return _spreads(of, f"Durations of runs at {place}", "Duration", values, True, "No run of such a job has ended")
 
 
 def waiting(of: Campaign, place: str, fineness: Size) -> Picture:
     """Show how long the jobs waited for a launcher before each run."""
     _check_runs(of)
-    values = ((_application(of, run), wait / SECOND_US) for run, wait in enumerate(of.waits) if wait >= 0)
-    return _spreads(f"Waiting times of jobs before their runs at {place}", "Waited", values, True, "No such job has waited")
+    values = ((job, wait / SECOND_US) for job, wait in zip(of.job, of.waits) if wait >= 0)
+    return _spreads(of, f"Waiting times of jobs before their runs at {place}", "Waited", values, True, "No such job has waited")
 
 
 def memory(of: Campaign, place: str, fineness: Size) -> Picture:
     """Show the peak memory of the runs of each application, where it is known."""
     _check_runs(of)
-    values = ((_application(of, run), float(most)) for run, most in enumerate(of.memory) if most >= 0)
-    return _spreads(f"Peak memory of runs at {place}", "Memory", values, False, "The memory of no such run is known")
+    values = ((job, float(most)) for job, most in zip(of.job, of.memory) if most >= 0)
+    return _spreads(of, f"Peak memory of runs at {place}", "Memory", values, False, "The memory of no such run is known")
 
 
 def failures(of: Campaign, place: str, fineness: Size) -> Picture:
@@ -391,10 +391,10 @@ def means(spans: Iterable[tuple[int, int, float]], axis: TimeAxis, columns: int)
     A start adds the rest of its own piece and all later ones, an end subtracts the same.
     """
     own, later = [0.0] * (columns + 1), [0.0] * (columns + 2)
-    scale = columns / (axis.last - axis.first)
+    first, last, scale = axis.first, axis.last, columns / (axis.last - axis.first)
     for start, end, weight in spans:
         for time, signed in ((start, weight), (end, -weight)):
-            at = min(max((time - axis.first) * scale, 0.0), float(columns))
+            at = 0.0 if time <= first else columns if time >= last else (time - first) * scale
             column = int(at)
             own[column] += signed * (column + 1 - at)
             later[column + 1] += signed
@@ -441,17 +441,22 @@ def _cells(
 ) -> list[list[Cell]]:
     """Return the cells of each row from (run, row); `capacity` is the number of lanes in each row."""
     covered: list[list[dict[int, float]]] = [[{} for _ in range(columns)] for _ in capacity]
-    scale = columns / (axis.last - axis.first)
+    first, scale = axis.first, columns / (axis.last - axis.first)
+    starts, ends, outcomes = of.starts, of.ends, of.outcomes
     for run, row in runs:
-        code = of.outcomes[run]
-        start = min(max((of.starts[run] - axis.first) * scale, 0.0), columns - 1e-6)
-        end = min(max((of.ends[run] - axis.first) * scale, start + 1e-3), float(columns))  # one of length 0 is visible, too
-        cells = covered[row]
+        code, cells = outcomes[run], covered[row]
+        start, end = (starts[run] - first) * scale, (ends[run] - first) * scale
+        column = int(start)
+        if start >= 0 and end <= column + 1 and column < columns:  # nearly all runs, where they are many
+            cell = cells[column]
+            cell[code] = cell.get(code, 0.0) + (end - start if end > start + 1e-3 else 1e-3)  # one of length 0 is visible, too
+            continue
+        start = min(max(start, 0.0), columns - 1e-3)
+        end = min(max(end, start + 1e-3), float(columns))
         for column in range(int(start), min(int(end), columns - 1) + 1):
             part = min(end, column + 1) - max(start, column)
             if part > 1e-6:
-                cell = cells[column]
-                cell[code] = cell.get(code, 0.0) + part
+                cells[column][code] = cells[column].get(code, 0.0) + part
     return [
         [Cell(code, min(sum(cell.values()) / lanes, 1.0)) for code, cell in zip(_chosen(row), row)]
         for row, lanes in zip(covered, capacity)
@@ -487,20 +492,18 @@ def _by_number(name: str) -> list[Any]:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _application(of: Campaign, run: int) -> str:
-    """Return the application of a run's job."""
-    name: str = of.groups.values[of.group[of.job[run]]][1]
-    return name
-
-
-def _spreads(title: str, label: str, values: Iterable[tuple[str, float]], is_time: bool, otherwise: str) -> Picture:
-    """Return the distributions of (name, value), the most frequent names first."""
-    by_name: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
-    for name, value in values:
-        by_name[name].append(value)
-    if not by_name:
+def _spreads(
+    of: Campaign, title: str, label: str, values: Iterable[tuple[int, float]], is_time: bool, otherwise: str
+) -> Picture:
+    """Return the distributions of (place of a job, value) by application, the most frequent applications first."""
+    by_name: dict[str, array[float]] = {}
+    of_group = [by_name.setdefault(app, array("d")) for _, app in of.groups.values]
+    group = of.group
+    for job, value in values:
+        of_group[group[job]].append(value)
+    ranked = sorted((name for name in by_name if by_name[name]), key=lambda name: -len(by_name[name]))
+    if not ranked:
         raise NotFound(f"{otherwise}{_IN_VAIN}")
-    ranked = sorted(by_name, key=lambda name: -len(by_name[name]))
     if len(ranked) > MAX_SPREADS:
         rest = array("d")
         for name in ranked[MAX_SPREADS - 1 :]:
@@ -508,15 +511,14 @@ def _spreads(title: str, label: str, values: Iterable[tuple[str, float]], is_tim
         others = f"{len(ranked) - MAX_SPREADS + 1} others"
         by_name[others] = rest
         ranked = [*ranked[: MAX_SPREADS - 1], others]
-    scale = log_scale(min(map(min, by_name.values())), max(map(max, by_name.values())), _BINS, is_time)
+    ordered = {name: sorted(by_name[name]) for name in ranked}
+    scale = log_scale(min(one[0] for one in ordered.values()), max(one[-1] for one in ordered.values()), _BINS, is_time)
     rows = []
-    for name in ranked:
-        ordered = sorted(by_name[name])
-        bins = [0] * _BINS
-        for value in ordered:
-            bins[min(max(bisect_right(scale.edges, value) - 1, 0), _BINS - 1)] += 1
-        quantiles = tuple(ordered[min(int(part * len(ordered)), len(ordered) - 1)] for part in (0.1, 0.5, 0.9, 1.0))
-        rows.append(Spread(name, len(ordered), quantiles, bins))
+    for name, its in ordered.items():
+        below = [0, *(bisect_left(its, edge) for edge in scale.edges[1:-1]), len(its)]
+        bins = [after - before for before, after in zip(below, below[1:])]
+        quantiles = tuple(its[min(int(part * len(its)), len(its) - 1)] for part in (0.1, 0.5, 0.9, 1.0))
+        rows.append(Spread(name, len(its), quantiles, bins))
     return Picture(title, [Spreads(label, scale, rows, duration if is_time else size)])
 
 

@@ -87,7 +87,7 @@ def _first_jobs(site: SiteInterface, of: Campaign) -> list[Row]:
 
     def rank(job: int) -> tuple[bool, int]:
         run = last_run[job]
-        return of.states[job] == failed, -1 if run < 0 else of.ends[run] - of.starts[run]
+        return of.states[job] == failed, of.ends[run] - of.starts[run] if run >= 0 else -1
 
     chosen = heapq.nlargest(MAX_JOBS, range(len(of.jobs)), key=rank)
     facts = site.page({"id": [of.jobs[job] for job in chosen]}, ("id", "name", "attempt"), size=MAX_JOBS) if chosen else []

@@ -51,7 +51,7 @@ def life(job, created, *runs, state="RUN_DONE", weight=1.0, node="", app="hello"
             moves += [(T0 + end * S, "RUNNING", ended), (T0 + end * S, ended, final)]
         rows.append((T0 + start * S, None if ended == "RUNNING" else T0 + end * S, code, cause))
         before = final
-    job_row = [job, f"job{job}", T0 + created * S, before, "w", app, "", weight]
+    job_row = [job, T0 + created * S, before, "w", app, "", weight]
     waits = [T0 + created * S, *(end for _, end, _, _ in rows)]
     facts = [[*job_row, *row, node, 1000 * job, 5 * S, since] for row, since in zip(rows, waits)]
     return facts or [[*job_row, None, None, None, None, None, None, None, None]], moves, [(one, job) for one in parents]
@@ -62,6 +62,7 @@ def campaign_of(*lives, batch_jobs=(), now=T0 + 100 * S, window=ALL, site="here"
     made.sites.append(site)
     for rows, moves, dependencies in lives:
         made.add_runs(rows)
+        made.names.append(f"job{rows[0][0]}")
         for time_us, left, entered in moves:
             if time_us <= window.end:
                 made.add_changes([[max(time_us, window.start) >> made.shift, left, entered, 1]])
@@ -173,8 +174,8 @@ def test_durations_and_waiting_times_are_grouped_by_application():
 
 def test_a_run_whose_end_is_not_known_has_no_duration():
     rows, moves, _ = life(1, 0, (10, 500), node="n1")
-    rows[0][11] = "launcher died"
-    rows[0][10] = None
+    rows[0][10] = "launcher died"
+    rows[0][9] = None
     of = campaign_of((rows, moves, []), life(2, 0, (10, 20)))
     (chart,) = picture_of("durations", of).charts
     assert [(row.total, row.quantiles[3]) for row in chart.rows] == [(1, 10)]
@@ -183,7 +184,7 @@ def test_a_run_whose_end_is_not_known_has_no_duration():
 def test_failures_are_counted_by_cause_and_by_node():
     lives = [life(job, 0, (0, 10), state="RUN_ERROR", node=f"n{job % 3}") for job in range(1, 31)]
     for place, (rows, _, _) in enumerate(lives):
-        rows[0][6] = "exit code 3" if place < 20 else "signal 9 (SIGKILL)"
+        rows[0][5] = "exit code 3" if place < 20 else "signal 9 (SIGKILL)"
     picture = picture_of("failures", campaign_of(*lives, life(31, 0, (0, 10))))
     assert picture.title == "30 of 31 jobs failed at here"
     assert [[(row.name, row.value) for row in chart.rows] for chart in picture.charts] == [
@@ -433,9 +434,9 @@ HOSTILE = 'a"]; x -> y\\ <b>&\n`#'
 
 
 def test_names_are_quoted_in_the_languages_of_graphs(tmp_path):
-    rows, moves, _ = life(1, 0)
-    rows[0][1] = HOSTILE
-    picture = picture_of("dag", campaign_of((rows, moves, []), life(2, 0, parents=[1])))
+    of = campaign_of(life(1, 0), life(2, 0, parents=[1]))
+    of.names[0] = HOSTILE
+    picture = picture_of("dag", of)
     for name in ("x.dot", "x.mmd"):
         figures.save(picture, str(tmp_path / name))
     dot = (tmp_path / "x.dot").read_text()
@@ -533,7 +534,7 @@ def site(tmp_path, monkeypatch):
     events = sorted((move[0], *move[1:], job) for job, (_, moves, _) in enumerate(lives, 1) for move in moves[1:])
     with database.write() as cx:
         cx.executemany("INSERT INTO event (time, from_state, to_state, job) VALUES (?, ?, ?, ?)", events)
-        runs = [(row[0], *row[8:12]) for rows, _, _ in lives for row in rows]
+        runs = [(row[0], *row[7:11]) for rows, _, _ in lives for row in rows]
         sql = "INSERT INTO run (job, attempt, started, ended, return_code, cause, nodes) VALUES (?, 1, ?, ?, ?, ?, 'n1')"
         cx.executemany(sql, runs)
         cx.execute("UPDATE job SET created = ?", (T0,))

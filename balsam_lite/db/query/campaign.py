@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from ...core import states
@@ -19,7 +20,7 @@ from .filters import EVERY, Conditions
 from .operators import LARGEST, execute
 
 #: Jobs in a page, and events.
-JOBS_PER_PAGE, EVENTS_PER_PAGE = 20_000, 100_000
+JOBS_PER_PAGE, EVENTS_PER_PAGE = 20_000, 50_000
 MAX_LAUNCHERS = 500
 
 #: Since when the job of a run has waited for a launcher: its creation, its last parent's end, or its return to the queue.
@@ -35,7 +36,6 @@ _STARTED = f"""CASE WHEN run.job IS NOT NULL THEN coalesce(run.started, (SELECT 
 #: The columns of a page of runs.
 RUN_COLUMNS = {
     "job": "job.id",
-    "name": "job.name",
     "created": "job.created",
     "state": "job.state",
     "workflow": "job.workflow",
@@ -84,10 +84,10 @@ def changes(
     only = Conditions(EVERY, EVENT)
     only.jobs = Conditions(where).rarest_first(cx)
     source, (sql, parameters) = select.events_source(cx, only, "id")
-    query = f"""SELECT max(event.time, ?) >> ?, event.from_state, event.to_state, event.id, event.time <= ? FROM {source}
-        WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {EVENTS_PER_PAGE}"""
-    rows = execute(cx, query, (first, shift, last, *parameters, after)).fetchall()
-    counted = Counter((time, left, entered) for time, left, entered, _, is_shown in rows if is_shown)
+    query = f"""SELECT max(event.time, ?) >> ?, event.from_state, event.to_state, event.id FROM {source}
+        WHERE {sql} AND event.time <= ? AND event.id > ? ORDER BY event.id LIMIT {EVENTS_PER_PAGE}"""
+    rows = execute(cx, query, (first, shift, *parameters, last, after)).fetchall()
+    counted = Counter(map(itemgetter(0, 1, 2), rows))
     return rows[-1][3] if rows else 0, [[*key, number] for key, number in counted.items()]
 
 

@@ -1,6 +1,7 @@
 """Shell completion of what is in the DB: states, workflows, applications, tags, sites and job ids.
 
 Completion never disturbs: an error offers nothing, and a DB that is busy for half a second is given up.
+`balsam completion` prints the script that makes a shell ask.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
+#: The variable by which a shell's script asks for completions.
+COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
 _BUSY_TIMEOUT_S = 0.5
 
 

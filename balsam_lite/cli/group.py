@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Start here": {
         "init": Entry("init", "init", "create a Balsam DB in a directory"),
         "which": Entry("init", "which", "show the active DB, or find another one"),
+        "completion": Entry("init", "completion", "print the script for completion in bash, zsh or fish"),
     },
     "Jobs": {
         "job": Entry("create", "job", "add a job: an application with its arguments or parameters"),

@@ -1,4 +1,4 @@
-"""`balsam init` and `balsam which`: create or find a DB; and `login` and `server`, which do nothing."""
+"""`balsam init` and `which`: create or find a DB; `completion`; and `login` and `server`, which do nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..core.errors import BalsamError
 from ..db.engine import connection, directories
 from . import output
 from .common import say, warn
+from .completion import COMPLETION_VARIABLE
 from .group import BalsamCommand, Choice, PathCommand, option
 
 
@@ -101,6 +102,27 @@ def _describe(path: str) -> None:
     click.echo(f"Current Balsam DB: {output.one_line(path)}")
     click.echo(f"    file:   {output.one_line(db.path)} ({size} bytes)")
     click.echo(f"    access: {db.access}")
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("shell", type=Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script by which a shell completes commands, options, and what is in the DB.
+
+    Put the line for your shell into its start-up file. Bash has to be 4.4 or newer.
+
+    \b
+    Examples:
+        eval "$(balsam completion bash)"      # ~/.bashrc
+        eval "$(balsam completion zsh)"       # ~/.zshrc, after compinit
+        balsam completion fish | source       # ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    made = kind(click.get_current_context().find_root().command, {}, "balsam", COMPLETION_VARIABLE)
+    click.echo(made.source_template % made.source_vars())  # `source()` would start bash to learn its version
 
 
 @click.command(cls=PathCommand)

@@ -21,7 +21,6 @@ from ..core.settings import SettingsWarning, home
 
 _PACKAGE = __name__.partition(".")[0]
 TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
-_COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
 #: The exit code that a shell reports for a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
 _INTERRUPTED = 130
@@ -89,12 +88,13 @@ def _commits() -> int:
 
 
 def _invoke(words: list[str]) -> int:
+    from .completion import COMPLETION_VARIABLE
     from .group import balsam
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if _COMPLETION_VARIABLE in os.environ:
+    if COMPLETION_VARIABLE in os.environ:
         with contextlib.suppress(Exception):  # a shell would show it in the middle of the user's line
             balsam.main(words, prog_name="balsam")
         return 0

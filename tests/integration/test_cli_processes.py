@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -180,11 +181,22 @@ def test_the_db_of_a_subdirectory_is_found(environ: dict[str, str], tmp_path: Pa
 def test_completion_is_there_for_every_shell(environ: dict[str, str], shell: str) -> None:
     if shell == "bash" and "version" not in subprocess.run(["bash", "--version"], capture_output=True, text=True).stdout:
         pytest.skip("no bash")
-    code, out, _ = balsam({**environ, "_BALSAM_COMPLETE": f"{shell}_source"})
-    assert code == 0
-    assert "_BALSAM_COMPLETE" in out
+    code, out, err = balsam(environ, "completion", shell)
+    assert (code, err) == (0, "")
+    assert balsam({**environ, "_BALSAM_COMPLETE": f"{shell}_source"})[1].strip() == out.strip()
     words = {"COMP_WORDS": "balsam subm", "COMP_CWORD": "1" if shell != "fish" else "subm"}
     assert "submit-launch" in balsam({**environ, **words, "_BALSAM_COMPLETE": f"{shell}_complete"})[1]
+
+
+def test_bash_completes_by_the_printed_script(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "balsam").write_text(f'#!/bin/sh\nexec {shlex.join(BALSAM)} "$@"\n')
+    (tmp_path / "balsam").chmod(0o755)
+    script = """eval "$(balsam completion bash)"; COMP_WORDS=(balsam subm); COMP_CWORD=1
+        _balsam_completion balsam; echo "${COMPREPLY[@]}"; complete -p balsam"""
+    path = {"PATH": f"{tmp_path}:{environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env={**environ, **path}, capture_output=True, text=True)
+    assert done.stdout == "submit-launch\ncomplete -o nosort -F _balsam_completion balsam\n", done.stderr
+    assert balsam(environ, "completion", "csh")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ PARTICULARS = (
     (r"\d\d-\d\d-\d{4} \d\d:\d\d:\d\d\.\d{6}", "11-30-2026 12:00:00.000000"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?", "2026-11-30T12:00:00Z"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "2026-11-30 12:00"),
-    (r"\b\d+(\.\d+)? (bytes|KiB|MiB|kB|MB)", "N bytes"),
+    (r"\b\d+(\.\d+)? (bytes|KiB|MiB|kB|MB|GB|TB)", "N bytes"),
+    (r"(\(|after |last )\d+(\.\d+)? (ms|s)\b", r"\1N s"),
+    (r"\d+\.\d per (s|min|h)", "N per s"),
 )
 
 

@@ -296,6 +296,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 OTHERS = {
     "app ls job ls ls which log notify plot report queue ls site ls site sample-settings": "they only read",
     "tail show status": "they only read",
+    "completion": "it prints a script",
     "watch": "it only reads until a key is pressed that kills or runs again, as killjob and rerun do",
     "wait": "it only registers itself, as waits in Python do; see test_waits.py",
     "explain": "it only reads",

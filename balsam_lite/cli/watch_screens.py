@@ -27,6 +27,8 @@ from . import explain, output, show
 
 #: Looks at the DB take at most 1/N of the time.
 _SPACING = 25
+#: While nothing happens, the pause between two looks grows up to this many times the chosen one.
+_IDLE_PAUSES = 4
 #: Maximum number of jobs in a table.
 _MAX_ROWS = 100
 #: Number of looks that the curves show.
@@ -304,6 +306,8 @@ class OverviewScreen(_Acting, Screen[None]):
         self._found: Row = {}
         self._ended = (0.0, 0)  # when, how many
         self._look_id = 0
+        self._pause_s = interval_s
+        self._shown: dict[str, Any] = {}  # what each line and table shows
 
     def compose(self) -> ComposeResult:
         yield Static(id="head", markup=False)
@@ -350,23 +354,29 @@ class OverviewScreen(_Acting, Screen[None]):
     def _show(self, number: int, found: Row, trouble: str, cost_s: float) -> None:
         if number != self._look_id or not self.is_attached:  # another one has begun meanwhile
             return
-        self.set_timer(max(self._interval_s, _SPACING * cost_s), self._look)
+        is_idle = not found or (not found["running"] and {**self._found, "time": 0} == {**found, "time": 0})
+        self._pause_s = min(2 * self._pause_s, _IDLE_PAUSES * self._interval_s) if is_idle else self._interval_s
+        self.set_timer(max(self._pause_s, _SPACING * cost_s), self._look)
         name = self.there.entry.name or self.there.entry.path
         chosen = f"  [{' '.join(shlex.split(self._filter))}]" if self._filter else ""
         now = time.strftime("%H:%M:%S")
-        self.query_one("#head", Static).update(
-            output.one_line(f" balsam watch  {name}{chosen}  {now}{trouble and f'  {trouble}'}")
-        )
+        self._write("head", output.one_line(f" balsam watch  {name}{chosen}  {now}{trouble and f'  {trouble}'}"))
         if not found:
             return
         self._found = found
         counts = found["states"]
-        self.query_one("#counts", Static).update(_counts(counts))
-        self.query_one("#progress", Static).update(self._progress(counts, found))
+        self._write("counts", _counts(counts))
+        self._write("progress", self._progress(counts, found))
         width = max((self.size.width - len(_RATE) - len(_USE)) // 2, 1)
         rates, use = curve(self._rates, width), curve(self._use, width, 1.0)
-        self.query_one("#curves", Static).update(f"{_RATE}{rates}{_USE}{use}")
+        self._write("curves", f"{_RATE}{rates}{_USE}{use}")
         self._fill(self.active)
+
+    def _write(self, line: str, content: Any) -> None:
+        """Show one of the upper lines, unless it is shown already."""
+        if self._shown.get(line) != content:
+            self._shown[line] = content
+            self.query_one(f"#{line}", Static).update(content, layout=False)
 
     def _progress(self, counts: Mapping[str, int], found: Row) -> str:
         """Return the line with percentage, rate, time left, and add to the curves."""
@@ -392,12 +402,15 @@ class OverviewScreen(_Acting, Screen[None]):
         table = self._table(name)
         if name == "jobs" and "jobs" not in self._found:
             return
+        rows = TABS[name].rows(self._found)
+        if self._shown.get(name) == rows:
+            return
+        self._shown[name] = rows
         key, line = self._selected_key(table), table.cursor_row
         table.clear()
-        keys = []
-        for row_key, cells in TABS[name].rows(self._found):
+        keys = [row_key for row_key, _ in rows]
+        for row_key, cells in rows:
             table.add_row(*cells, key=row_key)
-            keys.append(row_key)
         if keys:
             table.move_cursor(row=keys.index(key) if key in keys else min(line, len(keys) - 1), animate=False)
 

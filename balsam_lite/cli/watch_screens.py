@@ -237,6 +237,9 @@ class JobScreen(_Acting, Screen[None]):
     def action_tab(self, name: str) -> None:
         self.query_one("#parts", TabbedContent).active = name
 
+    def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
+        self.query_one(f"#{event.pane.id}-text", Log).focus()  # so that the arrow keys scroll it
+
     @work(thread=True, exclusive=True, group="job")
     def _look(self) -> None:
         """Read the job and what it has written since the last look; from a thread."""
@@ -535,6 +538,7 @@ class WatchApp(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q", "quit", "End")]
     ENABLE_COMMAND_PALETTE = False
+    TITLE = "balsam watch"
 
     def __init__(self, there: SiteInterface, where: Where, interval_s: float) -> None:
         super().__init__()

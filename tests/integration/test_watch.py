@@ -102,6 +102,7 @@ def test_a_cause_leads_to_its_jobs_and_a_job_to_its_fields_its_reason_and_its_ou
         await pilot.press("enter")
         await until("[b1 | ")
         await until("Attempts")
+        assert pilot.app.focused.id == "show-text"
         await pilot.press("2")
         await until("] is FAILED:")
         await pilot.press("3")

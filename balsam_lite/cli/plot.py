@@ -13,7 +13,7 @@ from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import InvalidSpec
 from .common import ask_sites, long_site_option, say
 from .group import Choice, ConditionOption, Option, PathCommand, option
-from .output import one_line
+from .output import json_encoder, one_line
 from .selection import Selection, selection_options
 
 if TYPE_CHECKING:
@@ -53,10 +53,13 @@ def window_of(after: str | None, before: str | None, now_us: int) -> Window:
     "-o", "--output", metavar="FILE",
     help="Figure to draw: .png, .svg or .pdf; dag also .dot or .mmd. [default: plot in the terminal]",
 )  # fmt: skip
+@option("--json", "as_json", is_flag=True, help="Print the numbers as a JSON object.")
 @selection_options(ids=Option)
 @window_options
 @long_site_option
-def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, chosen: Selection) -> None:
+def plot(
+    kind: str, output: str | None, as_json: bool, site: str, after: str | None, before: str | None, chosen: Selection
+) -> None:
     """Draw the jobs that match: all conditions must hold.
 
     \b
@@ -84,15 +87,19 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     window = window_of(after, before, now_us)
     where = chosen.conditions()
     if output is not None:
+        if as_json:
+            raise InvalidSpec("--json prints to standard output; leave out -o, or redirect the output.")
         figures.check_path(output, kind == "dag")
     draw, parts = charts.KINDS[kind]
     found = ask_sites(site, lambda one: campaign.read(one, where, parts, now_us, window))
     sites = ", ".join(entry.name for entry, _ in found)
     style = _style()
-    fineness = style.fineness if output is None else charts.Size()
+    fineness = charts.Size() if output or as_json else style.fineness
     picture = draw(campaign.merged([one for _, one in found]), sites if len(sites) <= 40 else f"{len(found)} sites", fineness)
     picture = picture._replace(title="\n".join([picture.title, *([_shortened(str(chosen))] if chosen else [])]))
-    if output is None:
+    if as_json:
+        sys.stdout.write(json_encoder(sys.stdout)(charts.as_json(picture)) + "\n")
+    elif output is None:
         sys.stdout.writelines(f"{line}\n" for line in text.lines(picture, style))
     else:
         figures.save(picture, output)

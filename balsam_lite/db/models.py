@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from ..core import field_specs, job_files, states
 from ..core.clock import SECOND_US, SystemClock, format_us
+from ..core.display import duration
 from ..core.errors import (
     AmbiguousJobId,
     BalsamError,
@@ -725,6 +726,10 @@ class BalsamJob(StoredRecord):
 
     def _shown_fields(self) -> dict[str, Any]:
         shown = {"id": self.id, "job": self.job_id[:8], **super()._shown_fields()}
+        runs = self.attempts if self._database is not None and self.attempt else []
+        run = runs[-1] if runs else None
+        runtime_s = run.runtime_s if run else None
+        shown |= {"node": run.node if run else None, "run time": None if runtime_s is None else duration(runtime_s)}
         return {**shown, "output": self._output()}
 
     def _output(self) -> FileLink | None:

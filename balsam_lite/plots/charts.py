@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Union
 
 from ..core import states
-from ..core.clock import SECOND_US
+from ..core.clock import SECOND_US, iso_us
 from ..core.display import counted, duration, number, size
 from ..core.errors import NotFound
 from .campaign import CODES, Campaign, Names
@@ -120,6 +120,39 @@ class Size(NamedTuple):
 
     columns: int = 240
     rows: int = 80
+
+
+def as_json(picture: Picture) -> dict[str, Any]:
+    """Return the numbers of a picture as JSON knows them; `docs/json.rst` lists the keys."""
+    return {"title": picture.title, "charts": [_chart_as_json(chart) for chart in picture.charts]}
+
+
+def _chart_as_json(chart: Chart) -> dict[str, Any]:
+    if isinstance(chart, Graph):
+        nodes = [{"name": one.name, "below": one.below, "states": one.states} for one in chart.nodes]
+        edges = [{"parent": parent, "child": child, "dependencies": count} for parent, child, count in chart.edges]
+        return {"chart": "graph", "nodes": nodes, "edges": edges}
+    if isinstance(chart, (Bars, Spreads)):
+        named = [{name: value for name, value in row._asdict().items() if name not in ("bins", "state")} for row in chart.rows]
+        if isinstance(chart, Bars):
+            return {"chart": "bars", "label": chart.label, "rows": named}
+        bins = [{**row, "bins": one.bins} for row, one in zip(named, chart.rows)]
+        return {"chart": "distributions", "label": chart.label, "edges": chart.scale.edges, "rows": bins}
+    head = {"label": chart.label, "start": iso_us(chart.axis.first), "end": iso_us(chart.axis.last)}
+    if isinstance(chart, TimeChart):
+        series = [*chart.series, *([chart.line] if chart.line else [])]
+        return {"chart": "time", **head, "series": [{"name": one.name, "values": list(one.values)} for one in series]}
+    runs = [
+        {"row": row, "start": iso_us(start), "end": iso_us(end), "state": states.STATES[code]}
+        for row, start, end, code in chart.bars
+    ]
+    busy = [[round(cell.share, 4) for cell in row] for row in chart.cells]
+    return {
+        "chart": "lanes",
+        **head,
+        "rows": [{"node": node, "busy": row} for node, row in zip(chart.names, busy)],
+        "runs": runs,
+    }
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

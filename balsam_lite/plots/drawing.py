@@ -59,6 +59,7 @@ class Boxes(NamedTuple):
     state: str = ""
     opacity: float = 1.0
     title: str = ""  # shown where the mouse is
+    is_plain: bool = False  # not hatched, to have text on it
 
 
 class Text(NamedTuple):
@@ -314,7 +315,7 @@ def _graph(graph: Graph, top: float, shapes: list[Shape]) -> tuple[float, float]
             part = count / node.jobs * width
             low = 0.0 if not is_named or node.jobs == 1 else height - 8  # a bar with all states below the names
             if low == 0:
-                shapes.append(Boxes([(x, y, width, height)], COLOURS[node.state], node.state, title=title))
+                shapes.append(Boxes([(x, y, width, height)], COLOURS[node.state], node.state, title=title, is_plain=True))
                 break
             shapes.append(Boxes([(x + done, y + low, part, 8)], COLOURS[state], state, title=title))
             done += part

@@ -116,7 +116,10 @@ def figure(of: Drawing) -> Figure:
         if isinstance(shape, (Area, Boxes)):
             outlines: Sequence[Any] = [shape.points] if isinstance(shape, Area) else [*map(_corners, shape.boxes)]
             opacity = 1.0 if isinstance(shape, Area) else shape.opacity
-            fill, hatch = _COLOURS.get(shape.fill, shape.fill), "////" if is_hatched(shape.state) else None
+            fill, hatch = (
+                _COLOURS.get(shape.fill, shape.fill),
+                "////" if is_hatched(shape.state) and not getattr(shape, "is_plain", False) else None,
+            )
             axes.add_collection(
                 PolyCollection(
                     outlines, facecolors=fill, edgecolors="#ffffff" if hatch else "none", linewidths=0, hatch=hatch,

@@ -134,11 +134,11 @@ def _layout(count: int, edges: Sequence[tuple[int, int, int]]) -> list[tuple[flo
             level.sort(key=mean.__getitem__)
             for place, node in enumerate(level):
                 rank[node] = (place + 0.5) / len(level)
-    height = max(min(len(level), _COLUMN) for level in levels)
+    widths = [-(-len(level) // _COLUMN) for level in levels]
+    height = max(-(-len(level) // columns) for level, columns in zip(levels, widths))
     places = [(0.0, 0.0)] * count
     left = 0.0
-    for level in levels:
-        columns = -(-len(level) // _COLUMN)
+    for level, columns in zip(levels, widths):
         in_column = -(-len(level) // columns)
         for place, node in enumerate(level):
             column, row = divmod(place, in_column)

@@ -40,7 +40,7 @@ def _written(shape: Shape) -> Iterator[str]:
         opacity = f' fill-opacity="{_n(shape.opacity)}"' if shape.opacity < 1 else ""
         title = f"><title>{_safe(shape.title)}</title></path>" if shape.title else "/>"
         yield f'<path d="{path}" {_fill(shape.fill, shape.state)}{opacity}{title}'
-        if is_hatched(shape.state):
+        if is_hatched(shape.state) and not shape.is_plain:
             yield f'<path d="{path}" fill="url(#hatch)" pointer-events="none"/>'
     else:
         turned = f' transform="rotate(-90 {_n(shape.x)} {_n(shape.y)})"' * shape.is_turned

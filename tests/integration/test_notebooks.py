@@ -72,6 +72,16 @@ def test_a_job_has_a_link_to_its_output_once_there_is_one(db):
     assert "<form" not in BalsamJob(name="new", workflow="w", application="sim")._repr_html_()
 
 
+def test_a_job_that_has_run_has_its_node_and_run_time(db):
+    with db.write() as cx:
+        cx.execute("INSERT INTO run (job, attempt, nodes, started, ended) VALUES (2, 1, 'n7', 1000000, 91000000)")
+        cx.execute("UPDATE job SET attempt = 1 WHERE id = 2")
+    html = BalsamJob.objects.filter(id=2)._repr_html_()
+    assert ">n7</td>" in html
+    assert ">90 s</td>" in html
+    assert list(BalsamJob.objects.filter(id=2).to_df("runtime", "node").runtime) == [90]
+
+
 def test_sets_of_dicts_are_tables_and_those_of_tuples_are_text(db):
     assert ">name</th>" in BalsamJob.objects.values("name", "state")._repr_html_()
     assert BalsamJob.objects.values_list("name")._repr_html_() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -573,6 +575,31 @@ def test_every_kind_of_a_db(site, capsys):
         assert balsam("plot", kind) == (3 if kind == "memory" else 0)
         out, _ = capsys.readouterr()
         assert ("here" in out) == (kind != "memory")
+
+
+CHART_KEYS = {
+    "time": {"chart", "label", "start", "end", "series"}, "lanes": {"chart", "label", "start", "end", "rows", "runs"},
+    "bars": {"chart", "label", "rows"},
+    "distributions": {"chart", "label", "edges", "rows"}, "graph": {"chart", "nodes", "edges"},
+}  # fmt: skip
+
+
+def test_the_numbers_are_json_with_the_documented_keys(site, capsys):
+    page = (ROOT / "docs" / "json.rst").read_text().partition("\nPlots\n")[2]
+    for kind in KINDS:
+        if kind == "memory":
+            continue
+        assert balsam("plot", kind, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found) == ["title", "charts"]
+        for chart in found["charts"]:
+            assert set(chart) == CHART_KEYS[chart["chart"]]
+            rows = [row for key in ("series", "rows", "runs", "nodes") for row in chart.get(key, ())]
+            for key in {*chart, *(key for row in rows for key in row)}:
+                assert f"``{key}``" in page
+    assert balsam("plot", "nodes", "--json") == 0
+    assert [row["value"] for row in json.loads(capsys.readouterr().out)["charts"][0]["rows"]] == [100]
+    assert balsam("plot", "nodes", "--json", "-o", "x.svg") == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def ink(colour: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with separators of thousands, and at most three significant digits behind the point.
+    """Return a number with separators of thousands, and at most three significant digits after the point.
 
     >>> number(1234567), number(2.5), number(0.12345), number(1234.5)
     ('1,234,567', '2.5', '0.123', '1,234')

@@ -421,7 +421,7 @@ def _column(axis: TimeAxis, time_us: int, columns: int) -> int:
 def means(spans: Iterable[tuple[int, int, float]], axis: TimeAxis, columns: int) -> list[float]:
     """Return the mean of the sum of all weights in each piece of time, of (start, end, weight).
 
-    A start adds the rest of its own piece and all later ones, an end subtracts the same.
+    A start adds the rest of the piece in which it is and all later ones, an end subtracts the same.
     """
     own, later = [0.0] * (columns + 1), [0.0] * (columns + 2)
     first, last, scale = axis.first, axis.last, columns / (axis.last - axis.first)

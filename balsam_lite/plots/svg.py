@@ -66,7 +66,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _n(value: float) -> str:
-    """Return a number with one digit behind the point at most."""
+    """Return a number with two digits after the point at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else "0"
 
 

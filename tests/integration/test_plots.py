@@ -1,4 +1,4 @@
-"""Plots: the numbers behind them, the files, what a terminal shows, and `balsam plot`."""
+"""Plots: their numbers, the files, what a terminal shows, and `balsam plot`."""
 
 from __future__ import annotations
 
@@ -703,7 +703,7 @@ def test_nothing_to_plot_is_no_file():
 
 @pytest.fixture
 def far(site, monkeypatch):
-    """The same site again, behind an ssh that is this process: all goes through the protocol."""
+    """The same site again, through an ssh that is this process: all goes through the protocol."""
     from balsam_lite.core.errors import SiteUnreachable
     from balsam_lite.core.subprocess_run import Completed
     from balsam_lite.db.engine import registry

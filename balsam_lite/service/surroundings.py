@@ -17,8 +17,6 @@ from ..db.query import reasons
 from ..db.query.catalogue import Reason, make
 from ..db.query.reasons import Policy, Surroundings
 from ..db.store.leases import Watch
-from ..launcher.staging import transfers
-from . import policy
 
 
 def surroundings(cx: Connection, db: Database, settings: Settings, watch: Watch | None = None) -> Surroundings:
@@ -34,11 +32,13 @@ def surroundings(cx: Connection, db: Database, settings: Settings, watch: Watch 
         policy=_policy(db, settings) if found.service is not None else None,
         machine=_of_machine(db, is_alive=bool(found.launchers or found.starting)),
         missing_program=_missing_program,
-        missing_source=transfers.why_missing,
+        missing_source=_missing_source,
     )
 
 
 def _policy(db: Database, settings: Settings) -> Policy:
+    from . import policy  # here, as the other one below: most commands do not need it
+
     margin = policy.margin_minutes(settings)
     try:
         with warnings.catch_warnings():
@@ -63,6 +63,12 @@ def _of_machine(db: Database, is_alive: bool) -> tuple[Reason, ...]:
 
 def _is_read_only(path: str) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _missing_source(url: str) -> str:
+    from ..launcher.staging import transfers
+
+    return transfers.why_missing(url)
 
 
 def _missing_program(executable: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from helpers import ROOT
 
 from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
+from balsam_lite.db.query.catalogue import CATALOGUE
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.rst", *sorted(DOCS.rglob("*.rst")))
@@ -98,6 +100,13 @@ def test_each_command_line_of_a_document_can_be_parsed(path: Path) -> None:
         except click.ClickException as exc:
             is_short = isinstance(exc, (click.MissingParameter, click.BadOptionUsage)) and line not in whole
             assert is_short, f"{line}: {exc.format_message()}"
+
+
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_each_command_in_the_remedy_of_a_reason_can_be_parsed(code: str) -> None:
+    for line in re.findall(r"`(balsam [^`]+)`", CATALOGUE[code].remedy):
+        with suppress(click.MissingParameter):  # it names a command, not all that it needs
+            parse(shlex.split(re.sub(r"\{\w+\}|MINUTES", "7", line))[1:])
 
 
 #: Pages that also tell of other programs' options.

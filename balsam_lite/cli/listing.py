@@ -38,8 +38,8 @@ APP_KEYS = ("id", "site", "name", "kind", *(name for name in field_specs.APP_FIE
 BATCH_JOB_KEYS = (
     "id", "site", "scheduler", "cluster", "scheduler_id", "state", "scheduler_state", "reason", "exit_code", "tries", "project",
     "queue", "nodes", "num_nodes", "wall_minutes", "wall_time_min", "job_mode", "wf_filter", "filter_tags", "partitions",
-    "sched_flags", "optional_params", "prescheduled_only", "from_balsam", "command", "log", "created", "started", "start_time",
-    "ended", "end_time", "status_info",
+    "sched_flags", "optional_params", "prescheduled_only", "from_balsam", "command", "log", "created", "expected_start",
+    "polled", "started", "start_time", "ended", "end_time", "status_info",
 )  # fmt: skip
 SITE_KEYS = ("id", "name", "path", "active", "jobs", "version", "error")
 
@@ -74,9 +74,10 @@ SITES = ObjectKind(SITE_KEYS, ("id", "name", "path", "active"))
 COUNTS = ObjectKind(("state", "jobs"), ("state", "jobs"))
 WORKFLOWS = ObjectKind(("workflow",), ("workflow",))
 
-_TIMES = frozenset(
-    ("last_update", "created", "start_after", "told_to_stop", "time", "timestamp", "started", "start_time", "ended", "end_time")
-)
+_TIMES = frozenset((
+    "last_update", "created", "start_after", "told_to_stop", "time", "timestamp", "expected_start", "polled", "started",
+    "start_time", "ended", "end_time",
+))  # fmt: skip
 
 
 def _with_iso_times(row: Row) -> Row:

@@ -70,6 +70,7 @@ class BatchStatus(NamedTuple):
     command: str = ""  # path of the script; "" where the scheduler does not report it
     output: str = ""  # path of its output; likewise
     submitted_us: int | None = None
+    expected_us: int | None = None  # when the scheduler expects to start it; of one that waits
 
     @property
     def is_ended(self) -> bool:

@@ -253,6 +253,7 @@ def status_of(native_id: str, values: _Attributes) -> BatchStatus:
         name=values.get("Job_Name", ""),
         output=output[output.find(":/") + 1 :] if ":/" in output else output if output.startswith("/") else "",
         submitted_us=_date_us(values, "qtime", "ctime"),
+        expected_us=_date_us(values, "estimated.start_time") if state == base.QUEUED else None,
     )
 
 

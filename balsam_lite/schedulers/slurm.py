@@ -341,7 +341,8 @@ def _status(native_id: str, state: str, reason: str, code: int | None, started: 
     if meaning.state not in base.ENDED_STATES:
         # The times of one that waits are plans, and so is the end of one that runs.
         running = meaning.state == base.RUNNING
-        return BatchStatus(native_id, meaning.state, _sentence(meaning, reason), None, began_us if running else None)
+        status = BatchStatus(native_id, meaning.state, _sentence(meaning, reason), None, began_us if running else None)
+        return status._replace(expected_us=None if running else began_us)
     if meaning.state == base.CANCELLED and began_us == ended_us:  # before it started
         began_us = code = None
     return BatchStatus(native_id, meaning.state, _sentence(meaning, reason), code, began_us, ended_us)

@@ -21,7 +21,7 @@ from ..db.engine.connection import Connection, Database
 from ..db.query import queries, takers
 from ..db.query.queries import BatchRow
 from ..db.store import batch_jobs
-from .base import CANCELLED, GONE, BatchStatus, LaunchRequest, Scheduler, Submission, select, validated
+from .base import CANCELLED, GONE, QUEUED, BatchStatus, LaunchRequest, Scheduler, Submission, select, validated
 from .script import NAME, render
 
 #: Seconds that a row may be on its way to the scheduler, or twice the time limit of its command if that is longer.
@@ -32,6 +32,8 @@ ABSENCE_TIMEOUT_S = 120
 #: How long to ask again about one that counts as gone: at least a minute apart, and at growing intervals.
 REVIEW_PERIOD_S = 7 * 86400
 _REVIEW_INTERVAL_S = 60
+#: Minimum age in seconds of the recorded time of an answer about a waiting batch job, if nothing else has changed.
+_POLL_NOTE_S = 60
 _NOT_LISTED = "the scheduler does not list it at the moment; after two minutes without a sign it counts as gone"
 _NOT_SET_UP = """{0} was chosen because its commands are on PATH, but here they reach no scheduler.
 To run launches on this machine instead: export BALSAM_SCHEDULER_CLASS=LocalScheduler"""
@@ -179,7 +181,11 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
     for row in rows:
         columns = _columns(statuses.get(ids[row["id"]]), row, now_us, _patience_us(scheduler))
         is_found = bool(ids[row["id"]]) and not row["scheduler_id"]
-        if is_found or any(columns[name] != row[name] for name in columns):
+        if (
+            is_found
+            or any(columns[name] != row[name] for name in columns)
+            or _is_old(row, statuses.get(ids[row["id"]]), now_us)
+        ):
             changes.append((row, is_found, columns))
     if changes:
         with db.write() as cx:
@@ -187,12 +193,19 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
                 if is_found:
                     batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(ids[row["id"]]))
                 columns = _with_jobs_left(cx, columns, row, ids[row["id"]])
-                batch_jobs.record(cx, row["id"], **columns, was_absent=None if is_found else row["absent"])
+                polled = now_us if ids[row["id"]] in statuses else None
+                batch_jobs.record(cx, row["id"], **columns, polled=polled, was_absent=None if is_found else row["absent"])
             fresh = [queries.batch_job(cx, row["id"]) for row in rows]
         pairs = [(row, now) for row, now in zip(rows, fresh) if now]
     else:
         pairs = [(row, row) for row in rows]
     return [now for row, now in pairs if row["ended"] is None or now["ended"] is None]
+
+
+def _is_old(row: BatchRow, status: BatchStatus | None, now_us: int) -> bool:
+    """Return whether to store the time of an answer that tells nothing new about a waiting batch job."""
+    is_waiting = status is not None and status.state == QUEUED
+    return is_waiting and (row["polled"] is None or now_us - row["polled"] >= _POLL_NOTE_S * SECOND_US)
 
 
 def _is_due(row: BatchRow, now_us: int) -> bool:
@@ -220,7 +233,7 @@ def _id_and_cluster(native_id: str) -> tuple[str, str]:
 
 def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
     """Return a status as columns of the table. Gone is not success: it is reported, with the time at which it was noticed."""
-    columns = {name: row[name] for name in ("state", "reason", "exit_code", "started", "ended", "absent")}
+    columns = {name: row[name] for name in ("state", "reason", "exit_code", "started", "ended", "absent", "expected_start")}
     if status is None:
         return {**columns, **_absence(row, now_us, patience_us)}
     if _is_anothers(status, row):
@@ -237,6 +250,7 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us
         "started": row["started"] if status.started_us is None else status.started_us,
         "ended": (now_us if status.ended_us is None else status.ended_us) if status.is_ended else None,
         "absent": None,
+        "expected_start": status.expected_us,
     }
 
 

@@ -106,7 +106,7 @@ def _as_row(row: BatchRow) -> Row:
 #: Columns that keep their names. Fields that Balsam 0.7 names differently are there under both names.
 _KEPT = (
     "scheduler", "cluster", "nodes", "wall_minutes", "wf_filter", "sched_flags", "command", "reason", "created", "exit_code",
-    "log", "tries",
+    "log", "tries", "expected_start", "polled",
 )  # fmt: skip
 
 

@@ -305,6 +305,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX trash_action ON trash (action)",
         "CREATE INDEX trash_time ON trash (time)",
         "ALTER TABLE job ADD COLUMN failure INTEGER",
+        "ALTER TABLE batch_job ADD COLUMN expected_start INTEGER",
+        "ALTER TABLE batch_job ADD COLUMN polled INTEGER",
         f"""INSERT INTO workflow_count
             SELECT workflow, state, count(*) FROM job WHERE {_VISIBLE} GROUP BY workflow, state""",
         """INSERT INTO hidden_count

@@ -185,6 +185,7 @@ TABLES = (
 )""",
     # The first columns are those that `submit-launch` prints. `absent` is when the scheduler's answers began to omit the batch
     # job; once it counts as over for that reason (`ended`), when they last did. NULL if the scheduler knows it.
+    # `polled` is when it last answered; `reason` and `expected_start` are of then.
     """CREATE TABLE batch_job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     scheduler_id TEXT NOT NULL DEFAULT '',
@@ -211,7 +212,9 @@ TABLES = (
     optional_params TEXT NOT NULL DEFAULT '{}',
     absent INTEGER,
     cluster TEXT NOT NULL DEFAULT '',
-    tries INTEGER NOT NULL DEFAULT 1
+    tries INTEGER NOT NULL DEFAULT 1,
+    expected_start INTEGER,
+    polled INTEGER
 )""",
     # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

@@ -105,7 +105,8 @@ def _failed(cx: sqlite3.Connection, number: int, short_id: str) -> list[Reason]:
         code = "failed-memory"
     message = _message(cx, number)
     on = f" (on {run[0]})" if run and run[0] else ""
-    found = [make(code, why=f"{cause}{on}" + (f"\n{message}" if message else ""), job=short_id)]
+    reason = make(code, why=f"{cause}{on}", job=short_id)
+    found = [reason._replace(text=f"{reason.text}\n{message}" if message else reason.text)]
     alike = cx.execute("SELECT jobs - 1 FROM failure WHERE cause = ?", (cause,)).fetchone()
     if alike and alike[0] > 0 and cause not in (causes.UNKNOWN, causes.OTHER):
         found.append(make("failed-alike", number=alike[0], where=_where(cx, cause, alike[0] + 1, besides=number)))

@@ -542,7 +542,10 @@ def _of_launch(name: str, row: queries.BatchRow, now_us: int) -> Reason:
         return make("launch-submitting", launch=name, state=row["state"])
     if row["started"] is not None:
         return make("launch-starting", launch=name, state=row["state"], log=row["log"])
-    return make("launch-queued", launch=name, state=row["state"], why=f": {row['reason']}" if row["reason"] else "")
+    why = f": {row['reason']}" if row["reason"] else ""
+    why += f"; it should start at {format_us(row['expected_start'])[:-7]} UTC" if row["expected_start"] else ""
+    why += f" (as of {spoken((now_us - row['polled']) / SECOND_US)} ago)" if row["polled"] else ""
+    return make("launch-queued", launch=name, state=row["state"], why=why)
 
 
 # --- the state of a launcher ------------------------------------------------------------------------------------------
@@ -596,8 +599,9 @@ def _jobs_ahead(cx: sqlite3.Connection, job: Mapping[str, Any], taker: Taker) ->
         for source in among:
             fields = " AND ".join(f"{field} = ?" for field in field_specs.SHAPE_FIELDS)
             rows = f"""SELECT 1 FROM job INDEXED BY {source.index_name}
-                WHERE {source.condition} AND {fields} AND {later}{tagged} AND {VISIBLE} LIMIT ?"""
-            parameters = (*source.parameters, *other, *values, *words, _MOST_AHEAD - found)
+                WHERE {source.condition} AND {fields} AND {later} AND wall_time_minutes <= ?{tagged} AND {VISIBLE} LIMIT ?"""
+            longest = claims.longest_estimate(taker.minutes)
+            parameters = (*source.parameters, *other, *values, longest, *words, _MOST_AHEAD - found)
             found += cx.execute(f"SELECT count(*) FROM ({rows})", parameters).fetchone()[0]
     return found
 

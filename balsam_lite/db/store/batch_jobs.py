@@ -95,17 +95,19 @@ def record(
     started: int | None,
     ended: int | None,
     absent: int | None,
+    expected_start: int | None = None,
+    polled: int | None = None,
     was_absent: int | None = None,
 ) -> bool:
     """Write what the scheduler reported. Return False if the row has certainly ended, or is gone.
 
     Also return False if its `absent` is not `was_absent` any more: another process had a newer answer. Times are µs since
-    the epoch; None for `started` keeps the stored value.
+    the epoch; None for `started` and `polled` keeps the stored value.
     """
     changed = cx.execute(
-        "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?, absent = ?"
-        f" WHERE id = ? AND absent IS ? AND {_OPEN}",
-        (state, reason, exit_code, started, ended, absent, number, was_absent),
+        "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?, absent = ?,"
+        f" expected_start = ?, polled = coalesce(?, polled) WHERE id = ? AND absent IS ? AND {_OPEN}",
+        (state, reason, exit_code, started, ended, absent, expected_start, polled, number, was_absent),
     )
     return changed.rowcount == 1
 

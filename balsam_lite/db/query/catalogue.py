@@ -58,7 +58,9 @@ CATALOGUE: dict[str, ReasonKind] = {
         "Correct the clocks (`balsam db check` compares them); the holder is watched meanwhile.",
     ),
     "holder-dead": ReasonKind("{holder}, which held it, is dead", "{reaper} frees it."),
-    "no-holder": ReasonKind("is RUNNING, and no launcher holds it", "`balsam killjob {job}`, then `balsam rerun --id {job}`."),
+    "no-holder": ReasonKind(
+        "is RUNNING, and no launcher holds it", "`balsam killjob --id {job}`, then `balsam rerun --id {job}`."
+    ),
     # --- live launchers
     "launcher-starting": ReasonKind("the launcher is getting ready", "Nothing: it takes jobs in a moment."),
     "other-workflow": ReasonKind(

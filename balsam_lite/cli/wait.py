@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _FAILED, _TIME_OVER = 1, 124
 #: Jobs that one read returns when the set of jobs is determined.
 _PAGE = 50_000
-#: Seconds between two reads of a site on another host.
-_FAR_POLL_S = 2.0
+#: Seconds between two looks at a DB on this host, and at a site on another one.
+_POLL_S, _FAR_POLL_S = 0.1, 2.0
 #: Maximum number of failed jobs to list.
 _MAX_LISTED = 20
 #: The states of a job whose steps all succeed, in order.
@@ -70,7 +70,7 @@ def wait(timeout: float | None, is_any: bool, until: str | None, as_json: bool, 
     with Waiter() as waiter:
         for there, jobs in sets:
             waiter.add_set(jobs, _database_of(there), progress.say)
-        for _ in waiter.rounds(None if timeout is None else timeout * 60):
+        for _ in waiter.rounds(None if timeout is None else max(0.0, began + 60 * timeout - time.monotonic())):
             progress.update()
             is_over = progress.pending == 0 or (is_any and progress.over > 0)
             if is_over:
@@ -104,7 +104,7 @@ def _job_set(there: SiteInterface, found: ChosenJobs, reached: tuple[str, ...]) 
         return FixedSet(there, _states(there, found), mark, reached, _FAR_POLL_S)
     is_local = database.access == "local"
     database.changed()
-    return FixedSet(there, _states(there, found), mark, reached, 0.0 if is_local else SHARED_PAUSE_S, database.changed)
+    return FixedSet(there, _states(there, found), mark, reached, _POLL_S if is_local else SHARED_PAUSE_S, database.changed)
 
 
 def _states(there: SiteInterface, found: ChosenJobs) -> Iterator[tuple[int, str]]:
@@ -129,16 +129,14 @@ def _failures(there: SiteInterface, jobs: FixedSet) -> list[listing.Row]:
     from ..launcher.waiter import DELETED
 
     some = dict(jobs.bad[:_MAX_LISTED])
-    rows = {row["id"]: row for row in there.page({"id": list(some)}, ("id", "job_id", "name"), size=len(some))} if some else {}
-    reasons = {number: there.result(number)["message"] for number in rows}
-    return [
-        {
-            **rows.get(number, {"id": number, "job_id": None, "name": None}),
-            "state": "removed" if state == DELETED else state,
-            "message": reasons.get(number, ""),
-        }
-        for number, state in some.items()
-    ]
+    found = there.explain({"id": list(some)}, each=True)["jobs"] if some else []
+    rows = {row["id"]: {name: row[name] for name in ("job_id", "name", "reasons")} for row in found}
+    shown = []
+    for number, state in some.items():
+        row = rows.get(number, {"job_id": None, "name": None, "reasons": ()})
+        reason = next((one["reason"] for one in row.pop("reasons")), "")
+        shown.append({"id": number, **row, "state": "removed" if state == DELETED else state, "reason": reason})
+    return shown
 
 
 def _as_json(there: SiteInterface, jobs: FixedSet, bad: list[listing.Row], took_s: float, is_late: bool) -> listing.Row:
@@ -160,8 +158,8 @@ def _conclude(
     """List the failed jobs on stdout, and print how many there were on stderr."""
     for row in (row for rows in bad.values() for row in rows):
         name = output.cute_id(row["name"], row["job_id"]) if row["job_id"] else f"#{row['id']}"
-        reason = output.one_line(row["message"].strip().partition("\n")[0])
-        click.echo(f"{name} {row['state']}{f': {reason}' * bool(reason)}")
+        why = f": {output.one_line(row['reason'].partition(chr(10))[0])}" if row["reason"] else ""
+        click.echo(f"{name} {row['state']}{why}")
     failed, pending = sum(len(jobs.bad) for jobs in sets), sum(len(jobs.pending) for jobs in sets)
     more = failed - sum(map(len, bad.values()))
     if more:

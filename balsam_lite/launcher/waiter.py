@@ -241,7 +241,7 @@ class FixedSet(Feed):
     """A fixed set of jobs of one site, with one status for all. Only their numbers are kept: 100 MB for a million.
 
     Args:
-        site: what reads the DB, a `sites.interface.SiteInterface`. poll_s: seconds between two reads of it.
+        site: what reads the DB, a `sites.interface.SiteInterface`. poll_s: seconds between two looks.
         has_changed: tells whether it is worth reading.
         jobs: number and state of each. mark: taken, with `site.news`, before they were read.
         reached: the states in which a job is not waited for any more; the end states are always among them.
@@ -249,7 +249,7 @@ class FixedSet(Feed):
 
     def __init__(
         self, site: Any, jobs: Iterable[tuple[int, str]], mark: Sequence[int], reached: Iterable[str] = (),
-        poll_s: float = 0.0, has_changed: Callable[[], bool] = lambda: True,
+        poll_s: float = 0.1, has_changed: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.status = JobStatus(self, 0)
@@ -277,7 +277,10 @@ class FixedSet(Feed):
     def look(self) -> bool:
         """Read the news if that is due."""
         began = time.monotonic()
-        if began < self._due_s or not self._has_changed():
+        if began < self._due_s:
+            return False
+        self._due_s = began + self._poll_s
+        if not self._has_changed():
             return False
         has_moved = False
         while True:
@@ -292,7 +295,7 @@ class FixedSet(Feed):
             if not news["has_more"]:
                 break
         now = time.monotonic()
-        self._due_s = now + max(self._poll_s, (now - began) * _PAUSE_PER_READ) if self._poll_s else 0.0
+        self._due_s = now + max(self._poll_s, (now - began) * _PAUSE_PER_READ)
         self._conclude()
         return has_moved
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core import states
@@ -14,6 +14,7 @@ from ..core.event_hook import HookProcess
 from ..core.settings import Settings
 from ..db.engine.connection import Connection, Database
 from ..db.query import reasons
+from ..db.query.reasons import Surroundings
 from ..db.store import leases, notifications
 from ..db.store.notifications import Pending
 
@@ -43,15 +44,23 @@ class Notifier:
     """The notifications of one DB, as one launcher or the service sends them. Without ON_EVENT nothing happens.
 
     `look` is called in a write transaction, `send` when that is committed. Nothing blocks but `close`, for END_TIMEOUT_S.
+
+    Args:
+        surroundings: returns what could run jobs, to tell why nothing runs; None: what the DB alone tells.
     """
 
-    def __init__(self, db: Database, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, db: Database, settings: Settings, clock: Clock, surroundings: Callable[[Connection], Surroundings] | None = None
+    ) -> None:
         self._db, self._settings, self._clock = db, settings, clock
+        self._surroundings = surroundings or self._seen_in_db
         self._hook = HookProcess(settings.ON_EVENT, settings.ON_EVENT_TIMEOUT_S) if settings.ON_EVENT else None
         self._found: list[tuple[str, Mapping[str, Any]]] = []  # to be added in the next transaction
         self._taken: list[Pending] = []  # in the transaction that is not committed yet
         self._look_at = clock.monotonic()
         self._due_at = float("inf")
+        self._has_looked = False  # in the transaction that is not committed yet
+        self._is_behind = False  # there are more events than were looked at
 
     def add(self, kind: str, example: Mapping[str, Any]) -> None:
         """Add something that happened; the next `look` records it."""
@@ -65,12 +74,16 @@ class Notifier:
 
     def look(self, cx: Connection, ends: bool = False) -> None:
         """Record what happened, and take what is to be told now. With `ends` the caller ends and has closed its lease."""
-        self._taken = []
+        self._taken, self._has_looked = [], False
         now = self._clock.monotonic()
         if self._hook is None or (now < self._look_at and not ends):
             return
         now_us, settings = self._clock.now_us(), self._settings
-        notifications.look(cx, now_us, int(settings.STUCK_AFTER_S * SECOND_US), self._found)
+        stuck_after_us = int(settings.STUCK_AFTER_S * SECOND_US)
+        self._has_looked = True
+        self._is_behind = notifications.look(cx, now_us, stuck_after_us, self._found)
+        while self._is_behind and ends:
+            self._is_behind = notifications.look(cx, now_us, stuck_after_us)
         if self._hook.is_busy and not ends:
             due_at = self._look_at + _LOOK_PERIOD_S
         else:
@@ -78,7 +91,7 @@ class Notifier:
             due = notifications.take(cx, now_us, int(settings.ON_EVENT_INTERVAL_S * SECOND_US), is_last)
             self._taken = due.pending
             due_at = float("inf") if due.next_us is None else now + (due.next_us - now_us) / SECOND_US
-        self._due_at = due_at
+        self._due_at = now if self._is_behind else due_at
 
     def send(self) -> None:
         """Call ON_EVENT for what the committed `look` has taken, and log the calls that failed."""
@@ -86,9 +99,9 @@ class Notifier:
             return
         if self._hook.is_busy:
             self._log(self._hook.poll())
-        now = self._clock.monotonic()
-        if now >= self._look_at:
-            self._look_at, self._found = now + _LOOK_PERIOD_S, []
+        if self._has_looked:
+            self._look_at = self._clock.monotonic() + (0.0 if self._is_behind else _LOOK_PERIOD_S)
+            self._has_looked, self._found = False, []
         if self._taken:
             taken, self._taken = self._taken, []
             self._log(self._hook.close(_LAST_BUT_ONE_TIMEOUT_S))  # busy only at the end
@@ -108,11 +121,13 @@ class Notifier:
         """Return why most of the waiting jobs wait; "" if that is unknown."""
         try:
             with self._db.read() as cx:
-                around = reasons.surroundings(cx, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
-                groups = reasons.explain_jobs(cx, {}, around, _REASONS_BUDGET_S)
+                groups = reasons.explain_jobs(cx, {}, self._surroundings(cx), _REASONS_BUDGET_S)
         except DatabaseError:
             return ""
         return str(groups[0].reason) if groups else ""
+
+    def _seen_in_db(self, cx: Connection) -> Surroundings:
+        return reasons.surroundings(cx, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
 
     def _log(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -47,6 +47,7 @@ from ..schedulers.base import LaunchRequest, Scheduler
 from . import packer
 from .packer import Launch, LaunchCapacity, LaunchChoice, UnplacedWork
 from .policy import PolicyFile, margin_minutes
+from .surroundings import surroundings
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class Service:
         self._queues, self._lease, self._clock = queues, lease, clock
         self._policy, self._policy_trouble = policy, ""
         self._reaper = Reaper(db, settings, clock)
-        self.notifier = Notifier(db, settings, clock)
+        self.notifier = Notifier(db, settings, clock, lambda cx: surroundings(cx, db, settings, self._reaper.watch))
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, SubmissionPause] = {}
         self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone

@@ -6,10 +6,13 @@ import http.server
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from balsam_lite.cli.main import main
 from balsam_lite.core import event_hook
 from balsam_lite.core.clock import SECOND_US
 from balsam_lite.db.store import leases, notifications, user_actions
-from balsam_lite.launcher.notifier import composed, sample
+from balsam_lite.launcher.notifier import Notifier, composed, sample
 
 
 class Hook:
@@ -276,3 +279,76 @@ def test_a_copy_does_not_tell_what_its_original_tells(bench: Bench):
         notifications.add(cx, notifications.LAUNCH_STARTED, {"host": "h"}, 1)
         leases.make_own(cx, 2, is_in_place=False)
         assert notifications.take(cx, 2, 1, ends=True).pending == []
+
+
+def test_no_failure_is_left_out_where_more_happens_than_is_looked_at_at_once(bench: Bench, hook: Hook, monkeypatch):
+    monkeypatch.setattr(notifications, "_MAX_EVENTS", 50)
+    with bench.db.write() as cx:
+        notifications.look(cx, SECOND_US, 0)
+    bench.add(jobs("w", "bad", 60))
+    assert bench.run(BALSAM_ON_EVENT="") == 0
+    looks = 1
+    with bench.db.write() as cx:
+        while notifications.look(cx, 2 * SECOND_US, 0):
+            looks += 1
+        (told,) = (one for one in notifications.take(cx, 9 * SECOND_US, 0).pending if one.kind == notifications.JOB_FAILED)
+    assert (told.number, looks > 3) == (60, True)
+
+
+def test_a_row_of_another_version_is_no_trouble(bench: Bench, hook: Hook):
+    with bench.db.write() as cx:
+        cx.execute("INSERT INTO meta VALUES ('notifications', '{\"pending\": [[1]], \"told\": 3}')")
+    bench.add(jobs("w", "ok", 1))
+    assert bench.run() == 0
+    assert hook.told("workflow-finished")
+
+
+def test_what_is_added_in_a_transaction_that_fails_or_between_two_looks_is_told_later(bench: Bench):
+    clock = SteppedClock()
+    notifier = Notifier(bench.db, bench.settings()._replace(ON_EVENT="true"), clock)
+    notifier.add(notifications.LAUNCH_STARTED, {"host": "h"})
+    with suppress(ZeroDivisionError), bench.db.write() as cx:
+        notifier.look(cx)
+        raise ZeroDivisionError
+    with bench.db.write() as cx:
+        notifier.look(cx)
+    notifier.send()
+    notifier.add(notifications.LAUNCH_STARTED, {"host": "i"})
+    with bench.db.write() as cx:
+        notifier.look(cx)  # too soon
+    clock.now_s += 5
+    notifier.send()
+    with bench.db.write() as cx:
+        notifier.look(cx)
+    assert [one.number for one in notifier._taken] == [2]
+
+
+class SteppedClock:
+    """A clock that a test moves."""
+
+    now_s = 1000.0
+
+    def now_us(self) -> int:
+        return int(self.now_s * SECOND_US)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_a_service_tells_that_a_db_is_stuck(bench: Bench, hook: Hook):
+    bench.environ.update(BALSAM_STUCK_AFTER_S="1", BALSAM_SERVICE_PERIOD="1", BALSAM_SCHEDULER_CLASS="LocalScheduler")
+    bench.add([{**jobs("w", "ok", 1)[0], "num_nodes": 10_000, "ranks_per_node": 2}])
+    ranges = '[{"min-nodes": 1, "max-nodes": 4, "min-time": 0, "max-time": 1}]'
+    Path(bench.directory, "policy.ini").write_text(f"[debug]\nsubmit-jobs = off\nmax-queued = 1\npolicy = {ranges}\n")
+    argv = [sys.executable, "-m", "balsam_lite.cli", "--db", bench.directory, "service"]
+    service = subprocess.Popen(argv, env=bench.environ, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: hook.told("stuck"))
+        assert hook.told("stuck")[0]["waiting"] == 1
+        assert hook.told("stuck")[0]["reason"] == "no queue of the policy is switched on"
+    finally:
+        service.terminate()
+        service.wait(20)

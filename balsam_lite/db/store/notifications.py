@@ -61,8 +61,10 @@ class Due(NamedTuple):
     next_us: int | None
 
 
-def look(cx: sqlite3.Connection, now_us: int, stuck_after_us: int, found: Iterable[tuple[str, Mapping[str, Any]]] = ()) -> None:
+def look(cx: sqlite3.Connection, now_us: int, stuck_after_us: int, found: Iterable[tuple[str, Mapping[str, Any]]] = ()) -> bool:
     """Add to what is pending: `found` by the caller, as (kind, example), and what the new events tell.
+
+    Return whether there are more events to look at.
 
     Args:
         stuck_after_us: for how long nothing runs in a DB that is stuck; 0: it never is.
@@ -70,9 +72,10 @@ def look(cx: sqlite3.Connection, now_us: int, stuck_after_us: int, found: Iterab
     state = _Outbox.of(cx)
     for kind, example in found:
         state.add(kind, now_us, [example])
-    state.read_events(cx, now_us)
+    is_behind = state.read_events(cx, now_us)
     state.look_whether_stuck(cx, now_us, stuck_after_us)
     state.write(cx)
+    return is_behind
 
 
 def add(cx: sqlite3.Connection, kind: str, example: Mapping[str, Any], now_us: int) -> None:
@@ -124,7 +127,10 @@ class _Outbox:
     @classmethod
     def of(cls, cx: sqlite3.Connection) -> _Outbox:
         row = cx.execute("SELECT value FROM meta WHERE key = ?", (_KEY,)).fetchone()
-        return cls(json.loads(row[0]) if row else {})
+        try:
+            return cls(json.loads(row[0]) if row else {})
+        except (ValueError, TypeError, AttributeError):  # of another version, or changed by hand
+            return cls({})
 
     def write(self, cx: sqlite3.Connection) -> None:
         stored = {
@@ -150,8 +156,8 @@ class _Outbox:
 
     # --- jobs and workflows -------------------------------------------------------------------------------------------
 
-    def read_events(self, cx: sqlite3.Connection, now_us: int) -> None:
-        """Read the events since the last look."""
+    def read_events(self, cx: sqlite3.Connection, now_us: int) -> bool:
+        """Read the events since the last look, at most `_MAX_EVENTS`. Return whether there are more."""
         last = cx.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
         is_stale = self.event is None or not now_us - _STALE_US <= self.looked_us <= now_us
         first = last if is_stale or self.event is None else min(self.event, last)  # the newest may have been removed
@@ -159,7 +165,7 @@ class _Outbox:
             self.active_us = now_us
         self.looked_us, self.event = now_us, min(last, first + _MAX_EVENTS)
         if first == self.event:
-            return
+            return False
         rows = cx.execute(
             f"""SELECT event.to_state, job.id, job.job_id, job.name, job.workflow, coalesce(failure.cause, event.message)
             FROM event CROSS JOIN job ON job.id = event.job LEFT JOIN failure ON failure.id = job.failure
@@ -176,6 +182,7 @@ class _Outbox:
             counts = queries.count_workflow(cx, workflow)
             if counts and counts.keys() <= set(states.END_STATES):
                 self.add(WORKFLOW_FINISHED, now_us, [{"workflow": workflow, "states": counts}])
+        return self.event < last
 
     # --- nothing runs -------------------------------------------------------------------------------------------------
 

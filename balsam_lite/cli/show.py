@@ -94,6 +94,8 @@ def _as_json(there: SiteInterface, row: Row) -> Row:
     for run in row["attempts"]:
         run.update({name: run[name] and iso_us(run[name]) for name in ("started", "ended")})
     row["edits"] = [listing.edit_object(edit, row) for edit in row["edits"]]
+    for launcher in row["launchers"]:
+        launcher.update({name: launcher[name] and iso_us(launcher[name]) for name in ("opened", "closed")})
     return {**listing.job_object({**dict(*whole), **row}, there.entry.name), "output_lines": lines}
 
 
@@ -112,6 +114,8 @@ def print_job(there: SiteInterface, row: Row, of_site: str, file: IO[str], width
         table = [_attempt(run) for run in row["attempts"]]
         shown = [name for name in _ATTEMPTS if any(run[name] not in ("", None) for run in table)]
         output.write_rows("table", shown, table, file, width)
+    for launcher in row["launchers"][-1:]:
+        _print_fact("Launcher", _launcher(launcher), file, width)
     for place, edit in enumerate(row["edits"][-_MAX_EDITS:]):
         words = f"{display.moment(edit['timestamp'])}: {output.edit_in_words(edit)}"
         _print_fact("Edited" if place == 0 else "", words, file, width)
@@ -153,6 +157,18 @@ def _relatives(label: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "", f"{output.cute_id(one['name'], one['job_id'])} {one['state']}"
     if total > len(found["some"]):
         yield "", f"... and {total - len(found['some'])} more"
+
+
+def _launcher(record: Row) -> str:
+    """Return in words where and with what a launcher ran."""
+    differing = sorted(record["environment_difference"])
+    parts = [
+        f"{record['launcher']} on {record['host']}" + (f", batch job {record['scheduler_id']}" * bool(record["scheduler_id"])),
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        f"modules {', '.join(record['modules'])}" * bool(record["modules"]),
+        f"{output.plural(len(differing), 'variable')} not as at its submission: {', '.join(differing)}" * bool(differing),
+    ]
+    return output.one_line("; ".join(filter(None, parts)))
 
 
 def _attempt(run: Row) -> Row:

@@ -194,8 +194,9 @@ class QuerySet(LazySet[Any]):
 
     def _order(self) -> Iterator[Any]:
         for name in self._sorted_by:
-            node = _node(fields.column_of(self._table, name.removeprefix("-")))
-            yield peewee.Desc(node) if name.startswith("-") else peewee.Asc(node)
+            column = fields.column_of(self._table, name.removeprefix("-"))
+            order = peewee.Desc if name.startswith("-") else peewee.Asc
+            yield order(_node(column), nulls="LAST" if column.is_sorted_last else None)
         if self._has_numbers:
             last = self._sorted_by[-1] if self._sorted_by else ""
             yield peewee.Desc(self._number) if last.startswith("-") else peewee.Asc(self._number)

@@ -57,6 +57,8 @@ _RETRY_PERIOD_S = 1.0
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
 _TIME_IS_UP = "the time is up"
+#: On a local disk the starts of programs are recorded after this many seconds if they still run, else with the next heartbeat.
+_STARTS_S = 1.0
 #: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
 _QUEUE_TIMEOUT_S = 0.25
 
@@ -248,6 +250,8 @@ class Launcher:
         self.tally.add(ends, reported.results)
         if beat_at != self._last_heartbeat:
             self._on_beat()
+        if to_run and self._db.access == LOCAL:  # an early heartbeat records their starts
+            beat_at = min(beat_at, self._clock.monotonic() + _STARTS_S - self._settings.beat_s)
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))

@@ -29,7 +29,7 @@ from ..db.query.queries import BatchRow
 from ..db.query.takers import as_end_reason
 from ..db.store import leases, notifications
 from ..schedulers.environ import Allocation
-from . import failpoints, logs, mpirun, resources
+from . import environment, failpoints, logs, mpirun, resources
 from .exec import hardware, invocation
 from .exec.invocation import Context
 from .exec.run_file import RunFiles, end_own_runs, forget
@@ -140,6 +140,7 @@ class _Setup:
         self._reaper = Reaper(db, settings, self._clock, lost_lease)
         self._notifier = Notifier(db, settings, self._clock)
         self._lease = 0
+        self._submitted = ""  # the environment of who submitted its batch job, as JSON
 
     def run(self) -> int:
         """Run the launcher and return its exit code."""
@@ -194,9 +195,11 @@ class _Setup:
                 is_told = True
             self._clock.sleep(_RETRY_PERIOD_S)
 
-    def _beat(self, note: str | None = None) -> None:
+    def _beat(self, note: str | None = None, record: str = "") -> None:
         with self._db.write() as cx:
             leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
+            if record:
+                leases.record_environment(cx, self._lease, record)
 
     def _run(self, context: Context, alarm: Alarm) -> int:
         db, settings, found, clock = self._db, self._settings, self._found, self._clock
@@ -225,7 +228,9 @@ class _Setup:
         launcher = Launcher(
             db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat, self._notifier
         )
-        self._patiently(partial(self._beat, launcher.obstacles.note()))  # what had to end first may have taken minutes, too
+        record = environment.record_of(self._submitted)
+        # What had to end first may have taken minutes, too.
+        self._patiently(partial(self._beat, launcher.obstacles.note(), record))
         self._notifier.add(notifications.LAUNCH_STARTED, self._facts(limits))
         progress.watch(launcher, runner)
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
@@ -308,6 +313,7 @@ class _Setup:
     def _limits(self) -> Limits:
         found, options, clock = self._found, self._options, self._clock
         launch = _launch(self._db, found.batch, clock) if found.batch else None
+        self._submitted = launch["environment"] if launch else ""
         return Limits(
             workflow=options.workflow_filter,
             serial_only=found.mpi_rules is None,

@@ -210,10 +210,11 @@ def _record(found: Sequence[SiteData], whole: Campaign) -> list[_RecordTable]:
         if app["name"] in jobs_of
     ]
     launchers = [
-        (row["host"], row["scheduler_id"], _time(row["opened"]), _time(row["closed"]), row["end_reason"])
+        (row["host"], row["scheduler_id"], _time(row["opened"]), _time(row["closed"]), row["end_reason"],
+         ", ".join(f"{name} {version}" for name, version in row["versions"].items()), ", ".join(row["modules"]))
         for one in found
         for row in one.launchers
-    ]
+    ]  # fmt: skip
     batch_jobs = [
         (row["scheduler_id"], row["queue"], row["project"], str(row["num_nodes"]), str(row["wall_time_min"]), row["state"],
          _time(row["start_time"]), _time(row["end_time"]))
@@ -223,7 +224,7 @@ def _record(found: Sequence[SiteData], whole: Campaign) -> list[_RecordTable]:
     return [
         _cut("Sites", ("Name", "Directory", "balsam_lite", "Python", "DB", "Jobs there"), sites),
         _cut("Applications", ("Name", "Jobs", "Command", "Parameters", "Environment"), apps),
-        _cut("Launchers", ("Host", "Batch job", "Started", "Ended", "Reason"), launchers),
+        _cut("Launchers", ("Host", "Batch job", "Started", "Ended", "Reason", "Versions", "Modules"), launchers),
         _cut("Batch jobs", ("Id", "Queue", "Project", "Nodes", "Minutes", "State", "Started", "Ended"), batch_jobs),
     ]
 

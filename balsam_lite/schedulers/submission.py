@@ -108,6 +108,7 @@ def _add_row(db: Database, request: LaunchRequest, domain: str, again: int | Non
     with db.write() as cx:
         now_us = SystemClock.now_us()
         number = again or (queries.newest_batch_job(cx, values) or {"id": 0})["id"]
+        values["environment"] = json.dumps(batch_jobs.kept_variables(os.environ))
         if not batch_jobs.retry(cx, number, values, now_us):
             number = batch_jobs.add(cx, values, now_us)
         stem = os.path.join(db.directory, directories.QSUBMIT, f"{NAME}{number}")

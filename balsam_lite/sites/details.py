@@ -37,6 +37,7 @@ def read(db: Database, numbers: Sequence[int]) -> list[Row]:
                 counts, some = queries.relatives_by_state(cx, row["id"], kind, _MAX_RELATIVES)
                 row[key] = {"states": counts, "some": some}
             row["attempts"] = [run.as_row() for run in runs.runs_of(cx, row["id"])]
+            row["launchers"] = runs.launcher_records(cx, {run["launcher"] for run in row["attempts"]} - {None})
     for row in found:
         row["directory"] = os.path.join(db.directory, directories.DATA, row["workdir"])
         output = field_specs.output_name(row["name"])

@@ -118,7 +118,7 @@ class SiteInterface(Protocol):
         """Return the last job read, 0 at the end, and a page of dependencies [parent, child]."""
 
     def launchers(self) -> list[Row]:
-        """Return the newest launchers, at most 500: the columns of their leases."""
+        """Return the newest launchers, at most 500: see `db.query.runs.launcher_records`."""
 
     def edits(self, jobs: Sequence[int]) -> list[Row]:
         """Return what users and scripts changed in the fields of these jobs; see `db.query.edits`."""
@@ -209,7 +209,7 @@ class SiteInterface(Protocol):
         the fields of `page` but for the lists of relatives; directory and output (absolute paths); command (the command line,
         None without an application); reasons (as `explain` returns them);
         parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); edits; attempts (see
-        `db.query.runs.Run.as_row`).
+        `db.query.runs.Run.as_row`); launchers (of the attempts: see `db.query.runs.launcher_records`).
         """
 
     def news(self, since: Sequence[int] = ()) -> Row:

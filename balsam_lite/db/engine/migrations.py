@@ -314,6 +314,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
             WHERE w.first > 0 GROUP BY w.id, job.workflow, job.state""",
         *CAUSES_OF_FAILURES,
         "CREATE INDEX job_failure ON job (failure) WHERE failure IS NOT NULL",
+        "ALTER TABLE lease ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
     ),
 )
 

@@ -167,7 +167,8 @@ TABLES = (
     cause TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (job, attempt)
 ) WITHOUT ROWID""",
-    # One row per launcher or service, kept forever; AUTOINCREMENT, so that no number is used twice.
+    # One row per launcher or service, kept forever; AUTOINCREMENT, so that no number is used twice. `environment` is JSON: see
+    # `launcher.environment`.
     """CREATE TABLE lease (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
@@ -181,7 +182,8 @@ TABLES = (
     closed INTEGER,
     end_reason TEXT NOT NULL DEFAULT '',
     note TEXT NOT NULL DEFAULT '',
-    taken_by TEXT NOT NULL DEFAULT ''
+    taken_by TEXT NOT NULL DEFAULT '',
+    environment TEXT NOT NULL DEFAULT ''
 )""",
     # The first columns are those that `submit-launch` prints. `absent` is when the scheduler's answers began to omit the batch
     # job; once it counts as over for that reason (`ended`), when they last did. NULL if the scheduler knows it.
@@ -214,7 +216,8 @@ TABLES = (
     cluster TEXT NOT NULL DEFAULT '',
     tries INTEGER NOT NULL DEFAULT 1,
     expected_start INTEGER,
-    polled INTEGER
+    polled INTEGER,
+    environment TEXT NOT NULL DEFAULT ''
 )""",
     # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

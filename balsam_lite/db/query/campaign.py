@@ -18,6 +18,7 @@ from . import select
 from .fields import EVENT
 from .filters import EVERY, Conditions
 from .operators import LARGEST, execute
+from .runs import launcher_records
 
 #: Jobs in a page, and events.
 JOBS_PER_PAGE, EVENTS_PER_PAGE = 20_000, 50_000
@@ -105,7 +106,6 @@ def parents(cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY, after: int
 
 
 def launchers(cx: sqlite3.Connection) -> list[dict[str, Any]]:
-    """Return the leases of the newest launchers, at most MAX_LAUNCHERS."""
-    cursor = cx.execute("SELECT * FROM lease WHERE kind = 'launcher' ORDER BY id DESC LIMIT ?", (MAX_LAUNCHERS,))
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row)) for row in cursor]
+    """Return the newest launchers, newest first, at most MAX_LAUNCHERS: see `runs.launcher_records`."""
+    newest = cx.execute("SELECT id FROM lease WHERE kind = 'launcher' ORDER BY id DESC LIMIT ?", (MAX_LAUNCHERS,)).fetchall()
+    return launcher_records(cx, (number for (number,) in newest))[::-1]

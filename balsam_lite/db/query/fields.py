@@ -33,6 +33,7 @@ class Column(NamedTuple):
     is_stored: bool = False  # a column of the table itself, as indexes have it
     choices: tuple[str, ...] = ()  # all values that there can be; () is: any
     type_sql: str = ""  # of a path: the JSON type of the value there; takes the same parameters
+    is_sorted_last: bool = False  # rows without a value come last in either direction
 
 
 class Table(NamedTuple):
@@ -94,7 +95,7 @@ JOB = Table(
         "app_id": Column("(SELECT app.id FROM app WHERE app.name = job.application)", "id"),
         "batch_job_id": Column(BATCH_JOB_OF_JOB, "id"),
         "last_update": Column(LAST_UPDATE, "time"),
-        **{name: Column(*about) for name, about in runs.OF_JOB.items()},
+        **{name: Column(*about, is_sorted_last=True) for name, about in runs.OF_JOB.items()},
         "failure": Column("(SELECT cause FROM failure WHERE failure.id = job.failure)", "text"),
         "lock": Column("ifnull((SELECT host || ':' || pid FROM lease WHERE lease.id = job.lease), '')", "text"),
     },

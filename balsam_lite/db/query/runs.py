@@ -107,6 +107,21 @@ def runs_of_each(cx: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, list[
     return found
 
 
+def launcher_records(cx: sqlite3.Connection, numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """Return these launchers: number, host, scheduler's id of the batch job ("": none), when the lease was opened and closed,
+
+    why it ended, and the record of the environment (see `launcher.environment`).
+    """
+    names = ("launcher", "host", "scheduler_id", "opened", "closed", "end_reason")
+    sql = """SELECT id, host, scheduler_id, opened, closed, end_reason, environment FROM lease
+        WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"""
+    unknown = {"modules": [], "versions": {}, "environment_hash": "", "environment_difference": {}}
+    return [
+        {**dict(zip(names, row)), **unknown, **json.loads(row[-1] or "{}")}
+        for row in cx.execute(sql, (json.dumps(list(numbers)),))
+    ]
+
+
 # --- expressions of SQL -----------------------------------------------------------------------------------------------
 
 

@@ -120,8 +120,7 @@ def sorting(table: Table, order: str) -> Term:
     if order in ("", "id", "-id"):
         return Term(f"{table.number} {direction}")
     column = column_of(table, order.removeprefix("-"))
-    # Jobs that have not run come last in either direction.
-    nulls = " NULLS LAST" if table is JOB and column.sql in (sql for sql, _ in runs.OF_JOB.values()) else ""
+    nulls = " NULLS LAST" if column.is_sorted_last else ""
     return Term(f"{column.sql} {direction}{nulls}, {table.number}", column.parameters)
 
 

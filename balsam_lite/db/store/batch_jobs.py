@@ -25,6 +25,20 @@ SUBMISSION_FAILED = "submission-failed"
 CANCELLING = "cancelling"
 
 
+#: Variables of a shell, of a batch job or of an MPI program, which differ each time.
+_OF_EACH_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "HOSTNAME", "TERM", "TMPDIR", "WINDOWID"})
+_OF_EACH_BATCH_JOB = (
+    "SLURM", "SBATCH", "PBS", "COBALT", "LSB_", "LS_", "FLUX_", "SGE_", "PALS_", "PMI", "OMPI_", "SSH_", "XDG_",
+    "BALSAM_LOCAL_", "BALSAM_DETACHED",
+)  # fmt: skip
+
+
+def kept_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which the environments of a submitter and its launcher are compared; secret values masked."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_OF_EACH_BATCH_JOB)}
+    return field_specs.masked({name: value for name, value in kept.items() if name not in _OF_EACH_SHELL})
+
+
 def add(cx: sqlite3.Connection, values: Mapping[str, Any], now_us: int) -> int:
     """Insert a batch job that is about to be submitted and return its number. `values` are columns of the table."""
     row = {**values, "state": PENDING, "created": now_us}

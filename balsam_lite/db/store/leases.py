@@ -62,6 +62,11 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None 
         raise _lost(cx, lease)
 
 
+def record_environment(cx: sqlite3.Connection, lease: int, record: str) -> None:
+    """Store the record of a launcher's environment, as JSON: see `launcher.environment`."""
+    cx.execute("UPDATE lease SET environment = ? WHERE id = ?", (record, lease))
+
+
 def refuse_lost(cx: sqlite3.Connection, lease: int) -> None:
     """Raise LostLease if another process took the holder for dead and freed its jobs: the user did not kill them."""
     if cx.execute("SELECT 1 FROM lease WHERE id = ? AND closed IS NULL", (lease,)).fetchone() is None:

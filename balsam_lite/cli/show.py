@@ -180,7 +180,7 @@ def _attempt(run: Row) -> Row:
     return {
         "attempt": run["attempt"],
         "started": "" if run["started"] is None else display.moment(run["started"])[:-4],
-        "ran": "" if ran_s is None else f"{display.duration(ran_s)}{' so far' * (runs_since is not None)}",
+        "ran": "" if ran_s is None else f"{display.duration(ran_s)}{' (running)' * (runs_since is not None)}",
         "node": run["node"],
         "GPUs": run["gpus"],
         "exit": "" if code is None else str(code) if code >= 0 else f"signal {-code}",

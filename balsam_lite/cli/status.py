@@ -35,8 +35,8 @@ _COLUMNS = {
     "failed": (states.FAILED,),
     "killed": (states.USER_KILLED,),
 }  # fmt: skip
-#: Reasons that need nothing to be done.
-_PATIENCE = ("waits-for-parents", "no-place", "priority", "launcher-starting", "unexamined", "held-back", "large-write")
+#: Reasons that need nothing to be done, and the beginnings of the remedies of others.
+_PATIENCE, _WAIT = ("waits-for-parents", "priority", "unexamined"), ("Wait", "Nothing")
 
 
 @click.command(cls=BalsamCommand)
@@ -86,7 +86,8 @@ def _clear() -> str:
 
 
 def _as_json(there: SiteInterface, row: Row) -> Row:
-    queued = [{**one, "created": iso_us(one["created"])} for one in row["queued"]]
+    times = ("created", "expected_start", "polled")
+    queued = [{**one, **{name: one[name] and iso_us(one[name]) for name in times}} for one in row["queued"]]
     return {"site": there.entry.name, **row, "time": iso_us(row["time"]), "queued": queued}
 
 
@@ -137,10 +138,13 @@ def _waiting(row: Row) -> Iterator[str]:
     """Yield the most frequent reasons, and how many jobs were not examined in the time for it."""
     groups = [one for one in row["waiting"] if one["code"] != "unexamined"]
     texts = [f"{one['jobs']:>8}  {one['reason']}{' (' + one['of'] + ')' if one['of'] else ''}" for one in groups]
-    yield from _several("Waiting", texts, _MAX_REASONS, "reason", row["other_reasons"])
-    for one in row["waiting"]:
-        if one["code"] == "unexamined":
-            yield _fact("" if groups else "Waiting", f"{'':8}  and {one['jobs']} more; `balsam explain` examines all")
+    unseen = sum(one["jobs"] for one in row["waiting"] if one["code"] == "unexamined")
+    for place, text in enumerate(texts[:_MAX_REASONS]):
+        yield _fact("Waiting" if place == 0 else "", text.partition("\n")[0])
+    others = max(0, len(texts) - _MAX_REASONS) + row["other_reasons"]
+    more = [f"{others} more reason{'s' * (others > 1)}"] * bool(others) + [f"{unseen} more jobs not examined"] * bool(unseen)
+    if more:
+        yield _fact("" if texts else "Waiting", f"{'':8}  and {' and '.join(more)}: `balsam explain`")
 
 
 def _table(row: Row) -> Iterator[str]:
@@ -197,10 +201,11 @@ def _launches(row: Row) -> Iterator[str]:
     yield from (f"{name} is getting ready" for name in row["starting"])
     yield from row["doubted"]
     for one in row["queued"]:
-        age = spoken((row["time"] - one["created"]) / 1e6)
-        reason = f": {one['reason']}" if one["reason"] else ""
-        size = f"{display.counted(one['nodes'], 'node')}, {one['wall_minutes']} min"
-        yield f"qlaunch{one['id']} is {one['state']} since {age}, {size}{reason}"
+        words = [f"qlaunch{one['id']} {one['state']} {spoken((row['time'] - one['created']) / 1e6)}"]
+        words[0] += f": {one['reason']}" if one["reason"] else ""
+        words += [f"start {display.moment(one['expected_start'])[5:16]}"] if one["expected_start"] else []
+        words += [f"asked {spoken((row['time'] - one['polled']) / 1e6)} ago"] if one["polled"] else []
+        yield ", ".join([*words, display.counted(one["nodes"], "node")])
 
 
 def _next(row: Row, chosen: Selection) -> str:
@@ -209,7 +214,7 @@ def _next(row: Row, chosen: Selection) -> str:
         return "add jobs: `balsam job --help`"
     counts = _counts(row["states"])
     for one in row["waiting"]:
-        if one["code"] not in _PATIENCE and not (counts["running"] and one["code"].startswith("service")):
+        if one["code"] not in _PATIENCE and not one["remedy"].startswith(_WAIT):
             return str(one["remedy"].replace("JOB", (one["example"] or "JOB")[: output.SHORT_ID]))
     if counts["failed"]:
         same = " (with the same conditions)" * bool(chosen)

@@ -81,7 +81,7 @@ def _launches(cx: Connection, around: Surroundings) -> Row:
         }
         for taker in around.launchers
     ]
-    fields = ("id", "scheduler_id", "state", "reason", "queue", "nodes", "wall_minutes", "created")
+    fields = ("id", "scheduler_id", "state", "reason", "queue", "nodes", "wall_minutes", "created", "expected_start", "polled")
     queued = list({row["id"]: {name: row[name] for name in fields} for _, row in around.launches}.values())
     return {
         "launchers": launchers[:_MAX_NAMED],

@@ -108,10 +108,22 @@ def test_launches_are_shown_with_the_reason_of_the_scheduler(db: Database) -> No
         batch_jobs.mark_submitted(
             cx, batch_jobs.add(cx, {"scheduler": "fake", "nodes": 4, "wall_minutes": 60, "job_mode": "mpi"}, 1), "77"
         )
-        cx.execute("UPDATE batch_job SET reason = '(Priority)', state = 'queued'")
+        minute_ago, later = SystemClock.now_us() - 60 * SECOND_US, 4102444800 * SECOND_US
+        cx.execute(
+            "UPDATE batch_job SET reason = '(Priority)', state = 'queued', created = ?1, polled = ?1, expected_start = ?2",
+            (minute_ago, later),
+        )
     code, out, _ = run("status")
     assert code == 0
-    assert re.search(r"^Launches  qlaunch1 is queued since .*, 4 nodes, 60 min: \(Priority\)$", out, re.MULTILINE), out
+    assert re.search(
+        r"^Launches  qlaunch1 queued 6\d s: \(Priority\), start 01-01 00:00, asked 6\d s ago",
+        out,
+        re.MULTILINE,
+    ), out
+    (launch,) = json.loads(run("status", "--json")[1])[0]["queued"]
+    assert launch["expected_start"] == "2100-01-01T00:00:00.000000Z"
+    assert launch["polled"] == launch["created"]
+    assert "Next" not in out, "there is nothing to do but wait"
 
 
 def test_conditions_limit_the_jobs_and_no_match_is_exit_code_3(db: Database) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         os.close(self._out)
         os.close(self._in)
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:

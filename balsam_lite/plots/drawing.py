@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Union
 from ..core import states
 from ..core.display import COLOURS, SIGNS, number
 from .charts import Bars, Lanes, Picture, Series, Spreads, TimeChart
-from .graph import Graph
+from .graph import MAX_NAMED, Graph
 from .scales import TimeAxis, value_ticks
 
 #: Colours that follow the page, which may be dark: text and lines, and faint lines.
@@ -26,8 +26,8 @@ _HATCHED = ("FAILED", "RUN_ERROR", "RUN_TIMEOUT", "USER_KILLED")
 _FAINTEST = 0.0005
 #: Number of shades of a cell, by how much of it is covered.
 _SHADES = 4
-#: A node of a graph with its name, a small one without, and the maximum number of nodes that show their names.
-_NODE, _DOT, _MAX_NAMED = (132.0, 40.0), (18.0, 18.0), 60
+#: A node of a graph with its name, and a small one without.
+_NODE, _DOT = (132.0, 40.0), (18.0, 18.0)
 #: Maximum number of lanes with a name each.
 _MAX_NAMES = 40
 
@@ -121,10 +121,12 @@ def _time_axis(axis: TimeAxis, left: float, bottom: float, shapes: list[Shape]) 
     shapes.append(Text(left + width / 2, bottom + 33, axis.label, "middle"))
 
 
-def _value_axis(ticks: Sequence[float], label: str, top: float, shapes: list[Shape]) -> None:
-    """Draw the axis to the left of a chart, with faint lines across it."""
+def _value_axis(ticks: Sequence[float], peak: float, label: str, top: float, shapes: list[Shape]) -> None:
+    """Draw the axis to the left of a chart up to `peak`, with faint lines across it."""
     for tick in ticks:
-        y = top + _HEIGHT * (1 - tick / ticks[-1])
+        if tick > peak:
+            break
+        y = top + _HEIGHT * (1 - tick / peak)
         if tick:
             shapes.append(Line([(_LEFT, y), (_right(), y)], FAINT, 0.7))
         shapes.append(Text(_LEFT - 6, y + 4, number(tick), "end"))
@@ -160,12 +162,14 @@ def _steps(values: Sequence[float], height: Callable[[float], float]) -> list[Po
 
 def _time_chart(chart: TimeChart, top: float, shapes: list[Shape]) -> tuple[float, float]:
     sums = [sum(values) for values in zip(*(series.values for series in chart.series))]
-    ticks = value_ticks(max([*sums, *(chart.line.values if chart.line else [])]), is_whole=chart.is_whole)
+    most = max([*sums, *(chart.line.values if chart.line else [])])
+    ticks = value_ticks(most, is_whole=chart.is_whole)
+    peak = min(1.04 * most or ticks[-1], ticks[-1])
 
     def height(value: float) -> float:
-        return top + _HEIGHT * (1 - value / ticks[-1])
+        return top + _HEIGHT * (1 - value / peak)
 
-    _value_axis(ticks, chart.label, top, shapes)
+    _value_axis(ticks, peak, chart.label, top, shapes)
     base = [0.0] * len(sums)
     seen: list[Series] = []
     for series in reversed(chart.series):  # from the final states at the bottom to the initial states at the top
@@ -299,7 +303,7 @@ def _spreads(chart: Spreads, top: float, shapes: list[Shape]) -> tuple[float, fl
 
 
 def _graph(graph: Graph, top: float, shapes: list[Shape]) -> tuple[float, float]:
-    is_named = len(graph.nodes) <= _MAX_NAMED
+    is_named = len(graph.nodes) <= MAX_NAMED
     width, height = _NODE if is_named else _DOT
     across, down = (width + 46, height + 12) if is_named else (width + 20, height + 6)
     corners = [(14 + across * node.x, top + down * node.y) for node in graph.nodes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -13,6 +14,8 @@ from .campaign import CODES, MAX_NAMES, Campaign
 
 #: Maximum number of nodes in one column of a picture.
 _COLUMN = 20
+#: Maximum number of nodes that are shown with their names; columns of a picture with names, and without; space between groups.
+MAX_NAMED, _NAMED_WIDTH, _WIDTH, _GAP = 60, 4, 18, 0.5
 _STATES = {code: state for state, code in CODES.items()}
 _SWEEPS = 4
 
@@ -115,7 +118,53 @@ def layers(count: int, edges: Iterable[tuple[int, int, int]]) -> list[list[int]]
 
 
 def _layout(count: int, edges: Sequence[tuple[int, int, int]]) -> list[tuple[float, float]]:
-    """Return a place (column, row) for each node: parents to the left of their children, relatives near one another."""
+    """Return a place (column, row) for each node: connected nodes together, parents to the left of their children.
+
+    Groups of connected nodes stand side by side, in as many shelves as they need. Single nodes are one group.
+    """
+    groups = _connected(count, edges)
+    single = [group[0] for group in groups if len(group) == 1]
+    groups = [group for group in groups if len(group) > 1] + ([single] if single else [])
+    of_group = {node: number for number, group in enumerate(groups) for node in group}
+    inner: list[list[tuple[int, int]]] = [[] for _ in groups]
+    for parent, child, _ in edges:
+        inner[of_group[parent]].append((parent, child))
+    places = [(0.0, 0.0)] * count
+    limit = _NAMED_WIDTH if count <= MAX_NAMED else _WIDTH
+    left, top, shelf = 0.0, 0.0, 0.0  # of the next group, and the height of its shelf
+    for group, pairs in zip(groups, inner):
+        own, width, height = _group_layout(group, pairs)
+        if left and left + width > limit:
+            left, top, shelf = 0.0, top + shelf + _GAP, 0.0
+        for node, (x, y) in zip(group, own):
+            places[node] = left + x, top + y
+        left, shelf = left + width + _GAP, max(shelf, height)
+    return places
+
+
+def _connected(count: int, edges: Iterable[tuple[int, int, int]]) -> list[list[int]]:
+    """Return the nodes in groups of those that are connected by edges, in the order of their first nodes."""
+    root = list(range(count))
+
+    def find(node: int) -> int:
+        while root[node] != node:
+            root[node] = node = root[root[node]]
+        return node
+
+    for parent, child, _ in edges:
+        one, two = sorted((find(parent), find(child)))
+        root[two] = one
+    groups: dict[int, list[int]] = {}
+    for node in range(count):
+        groups.setdefault(find(node), []).append(node)
+    return list(groups.values())
+
+
+def _group_layout(group: Sequence[int], pairs: Sequence[tuple[int, int]]) -> tuple[list[tuple[float, float]], int, int]:
+    """Return the places of the nodes of a group of relatives, near one another, and the group's columns and rows."""
+    number = {node: place for place, node in enumerate(group)}
+    edges = [(number[parent], number[child], 1) for parent, child in pairs]
+    count = len(group)
     levels = layers(count, edges)
     relatives: list[list[list[int]]] = [[[] for _ in range(count)] for _ in range(2)]
     for parent, child, _ in edges:
@@ -135,16 +184,18 @@ def _layout(count: int, edges: Sequence[tuple[int, int, int]]) -> list[tuple[flo
             for place, node in enumerate(level):
                 rank[node] = (place + 0.5) / len(level)
     widths = [-(-len(level) // _COLUMN) for level in levels]
+    if len(levels) == 1 and count > 1:  # single nodes: as many columns as rows
+        widths = [min(math.ceil(math.sqrt(2 * count)), _NAMED_WIDTH if count <= MAX_NAMED else _WIDTH)]
     height = max(-(-len(level) // columns) for level, columns in zip(levels, widths))
     places = [(0.0, 0.0)] * count
-    left = 0.0
+    left = 0
     for level, columns in zip(levels, widths):
         in_column = -(-len(level) // columns)
         for place, node in enumerate(level):
             column, row = divmod(place, in_column)
             places[node] = left + column, row + (height - min(in_column, len(level) - column * in_column)) / 2
         left += columns
-    return places
+    return places, left, height
 
 
 # --- languages --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from balsam_lite.db.store import apps, insert
 
 READING = (
     ("ls",), ("ls", "--history"), ("job", "ls"), ("queue", "ls", "--json"), ("db", "info"), ("db", "check"), ("which",),
+    ("plot", "states"), ("plot", "dag"), ("report", "-o", "-"),
 )  # fmt: skip
 WRITING = (
     ("app", "--name", "x", "--executable", "x"),

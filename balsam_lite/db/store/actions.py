@@ -20,9 +20,9 @@ from ...core.clock import SystemClock
 MODIFY, KILL, RERUN, REMOVE, REMOVE_APPS, UNDO = "modify", "kill", "rerun", "rm", "rm apps", "undo"
 
 #: Columns of the state, which no user edits; `undo` restores them. `state` comes first.
-OF_STATE = ("state", "restarts", "retries", "launcher_deaths")
+OF_STATE = ("state", "restarts", "retries", "launcher_deaths", "failure")
 #: Fields that are recorded key by key.
-_OBJECTS = frozenset(field.name for field in field_specs.JOB_FIELDS if field.kind in field_specs.JSON_KINDS)
+OBJECTS = frozenset(field.name for field in field_specs.JOB_FIELDS if field.kind in field_specs.JSON_KINDS)
 #: A value longer than this that several jobs share is stored once.
 _MAX_INLINE = 24
 
@@ -102,12 +102,12 @@ def note_fields(cx: sqlite3.Connection, action: int, stored: Mapping[str, Any], 
     edits: list[Edit] = []
     new: dict[str, Any] = {}
     known: dict[tuple[str, str], dict[str, Any]] = {}
-    wanted = {name: _texts_of(stored[name]) for name in names if name in _OBJECTS}
+    wanted = {name: texts_of(stored[name]) for name in names if name in OBJECTS}
     for job, attempt, *values in cx.execute(query, (jobs,)):
         for name, old in zip(names, values):
             if old == stored[name]:
                 continue
-            if name not in _OBJECTS:
+            if name not in OBJECTS:
                 edits.append(Edit(job, name, attempt, old))
                 new[name] = stored[name]
                 continue
@@ -122,14 +122,14 @@ def note_fields(cx: sqlite3.Connection, action: int, stored: Mapping[str, Any], 
         _note_new(cx, action, new)
 
 
-def _texts_of(stored: str) -> dict[str, str]:
+def texts_of(stored: str) -> dict[str, str]:
     """Return the values of an object, each as JSON text."""
     return {key: json.dumps(value) for key, value in json.loads(stored).items()}
 
 
 def _changed_keys(old: str, new: str) -> dict[str, str | None]:
     """Return the keys that differ, with their old values as JSON text; None: the key is new."""
-    before, after = _texts_of(old), _texts_of(new)
+    before, after = texts_of(old), texts_of(new)
     return {key: before.get(key) for key in {**before, **after} if before.get(key) != after.get(key)}
 
 
@@ -140,12 +140,14 @@ def _note_new(cx: sqlite3.Connection, action: int, new: Mapping[str, Any]) -> No
         cx.execute("UPDATE action SET fields = ? WHERE id = ?", (json.dumps({**new, **known}), action))
 
 
-def note_states(cx: sqlite3.Connection, action: int, rows: Iterable[Sequence[Any]]) -> None:
-    """Record that the state of jobs changes. A row has the number, the attempt and the columns `OF_STATE` before that."""
+def note_states(cx: sqlite3.Connection, action: int, rows: Iterable[Sequence[Any]], new: str = "") -> None:
+    """Record that the state of jobs changes to `new`. A row has the number, the attempt and columns `OF_STATE` before that."""
     edits = [
         Edit(job, name, attempt, value)
         for job, attempt, *values in rows
         for name, value in zip(OF_STATE, values)
         if value or name == "state"
     ]
-    note(cx, action, edits)
+    if edits:
+        note(cx, action, edits)
+        _note_new(cx, action, {"state": new})

@@ -35,6 +35,14 @@ def counts_of(cx: sqlite3.Connection, jobs: str, parameters: Sequence[object] = 
     return Counter(cx.execute(f"SELECT workflow, state FROM job NOT INDEXED WHERE id IN ({jobs})", parameters))
 
 
+def add(cx: sqlite3.Connection, jobs: str) -> None:
+    """Count jobs, listed in JSON, that were just added again."""
+    count(cx, counts_of(cx, "SELECT value FROM json_each(?)", (jobs,)))
+    these = f"id IN (SELECT value FROM json_each(?)) AND {FAILED_FOR_CAUSE}"
+    failures = f"SELECT count(*), failure FROM job NOT INDEXED WHERE {these} GROUP BY 2"
+    cx.executemany("UPDATE failure SET jobs = jobs + ? WHERE id = ?", cx.execute(failures, (jobs,)).fetchall())
+
+
 def uncount(cx: sqlite3.Connection, jobs: str) -> int:
     """Take jobs that are about to be deleted from all counters. `jobs` is the query for their numbers. Return how many."""
     gone = counts_of(cx, jobs)

@@ -60,7 +60,7 @@ _CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
     END"""
 
 #: A job whose last event names the parent whose end made it fail.
-_FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
+FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
     SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1) IS NOT NULL"""
 
 
@@ -155,7 +155,7 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
         raise DependencyCycle("A job cannot wait for itself: that would be a circular dependency.")
     if wanted and not wanted.isdisjoint(descendants(cx, [child])):
         raise DependencyCycle("Detected circular dependency; the parents stay as they are")
-    is_lost = cx.execute(f"SELECT 1 FROM job WHERE id = ? AND {_FAILED_WITH_PARENT}", (child,)).fetchone() is not None
+    is_lost = cx.execute(f"SELECT 1 FROM job WHERE id = ? AND {FAILED_WITH_PARENT}", (child,)).fetchone() is not None
     if not is_lost:
         _check_unstarted(cx, [child])
     cx.execute("DELETE FROM dependency WHERE child = ?", (child,))
@@ -382,7 +382,7 @@ def children_of(cx: sqlite3.Connection, parents: Iterable[int]) -> list[int]:
 def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:
     """Let those of `jobs` wait again that failed because of a parent that is no longer lost. Return them."""
     rows = cx.execute(
-        f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
+        f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {FAILED_WITH_PARENT}
                 AND job.lease IS NULL AND {_CAUSE} IS NULL""",
         (id_list(jobs),),
     ).fetchall()

@@ -15,7 +15,7 @@ from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
-from . import actions, claims, counters, exit_rules, graph, large_writes, tags
+from . import actions, claims, counters, exit_rules, graph, large_writes, tags, trash
 from .transitions import Transition, apply, id_list
 
 #: States from which a job will run, now or later.
@@ -75,7 +75,7 @@ def set_state(
         for row in others
         if row[1] != state
     ]
-    actions.note_states(cx, action, [(row[0], row[3], *row[6:]) for row in others if row[1] != state])
+    actions.note_states(cx, action, [(row[0], row[3], *row[6:]) for row in others if row[1] != state], state)
     apply(cx, moves, states.USER, _RESET if state not in states.END_STATES else "")
     changed = [m.job for m in moves]
     graph.reconsider_children(cx, changed, now)
@@ -142,7 +142,7 @@ def kill(
         (id_list(jobs),),
     ).fetchall()
     moves = [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _, _ in rows]
-    actions.note_states(cx, action, [(job, attempt, state) for job, state, _, attempt in rows])
+    actions.note_states(cx, action, [(job, attempt, state) for job, state, _, attempt in rows], states.USER_KILLED)
     apply(cx, moves, states.USER)
     return len(moves), [job for job, _, lease, _ in rows if lease is None]
 
@@ -217,16 +217,18 @@ def doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
     cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(jobs),))
 
 
-def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
+def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool, action: int, is_kept: bool) -> int:
     doom(cx, jobs)
     if not force:
         refuse_in_use(cx)
+    if is_kept:
+        trash.keep(cx, action, [row[0] for row in cx.execute("SELECT id FROM doomed WHERE id IN (SELECT id FROM job)")])
     _leave_children(cx)
     gone = counters.uncount(cx, "SELECT id FROM doomed")
     tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
-    cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
-    cx.execute("DELETE FROM run WHERE job IN (SELECT id FROM doomed)")
+    trash.delete_rows(cx, "SELECT id FROM doomed")
     cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
+    actions.count(cx, action, gone)
     return gone
 
 
@@ -273,7 +275,7 @@ def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
     graph.settle(cx, stay, now)
 
 
-def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
+def hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
     """Keep launchers from taking these jobs before the end of that write. They have no holder and enter startable states."""
     if not number:
         return
@@ -288,13 +290,13 @@ def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int],
         return Counter(changed=set_state(cx, jobs, parameters["state"], annotation, parameters["hook"], action))
     free = free_of(cx, jobs)
     if parameters["state"] not in states.END_STATES:
-        _hold(cx, number, free)
+        hold(cx, number, free)
     return Counter(changed=set_state(cx, free, parameters["state"], annotation, None, action))
 
 
 def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     free = free_of(cx, jobs)
-    _hold(cx, number, free)
+    hold(cx, number, free)
     if parameters["stored"]:
         update(cx, parameters["stored"], free, parameters["by"])
     put_back(cx, free, parameters["target"], parameters["by"])
@@ -328,12 +330,25 @@ def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], param
 
 def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     doom(cx, [parameters["parent"]])
+    if parameters["is_kept"]:
+        trash.keep_edges(cx, parameters["by"], parameters["parent"], jobs)
     _leave(cx, jobs)
     return Counter()
 
 
 def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return Counter(removed=delete(cx, jobs, force=number > 0 or parameters["force"]))
+    force = number > 0 or parameters["force"]
+    return Counter(removed=delete(cx, jobs, force, parameters["by"], parameters["is_kept"]))
+
+
+def _restore_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    return trash.restore(cx, parameters["row"], number, parameters["by"])
+
+
+def _take_back_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    from . import undo  # which is made of the functions here
+
+    return undo.take_back_part(cx, number, jobs, parameters)
 
 
 #: By the name of the action; its parameter `by` is the number of the user's action that it is a part of.
@@ -346,4 +361,6 @@ ACTIONS: dict[str, large_writes.Action] = {
     "fields": _update_part,
     "leave_children": _leave_part,
     "delete": _delete_part,
+    "restore": _restore_part,
+    "take_back": _take_back_part,
 }

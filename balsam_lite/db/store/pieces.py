@@ -50,21 +50,27 @@ _T = TypeVar("_T")
 
 
 def run(
-    db: Database, parts: Sequence[Part], check: Callable[[sqlite3.Connection], None], progress: Progress | None = None
+    db: Database,
+    parts: Sequence[Part],
+    begin: Callable[[sqlite3.Connection], Sequence[int]],
+    progress: Progress | None = None,
 ) -> Counter[str]:
     """Apply these actions in pieces, one after the other. Return their counts. Opens its own write transactions.
 
     Args:
-        check: called in the transaction that stores the list; raises if the write must not be begun.
+        begin: called in the transaction that stores the list. Returns for each part the number of the user's action (see
+            `actions`); raises if the write must not be begun.
         progress: called with the number of jobs done since the last call.
 
     Raises:
         KeyboardInterrupt: its message names the remaining work, which the next command or launcher completes.
     """
-    rows = list(large_writes.rows_of(parts))
+    rows = [(place, row) for place, part in enumerate(parts) for row in large_writes.rows_of([part])]
     with db.write() as cx:
-        check(cx)
-        number = large_writes.store(cx, rows, sum(len(part.jobs) for part in parts), Holder.current())
+        by = begin(cx)
+        texts = [json.dumps({**part.parameters, "by": action}) for part, action in zip(parts, by)]
+        listed = [(action, texts[place], *rest) for place, (action, _, *rest) in rows]
+        number = large_writes.store(cx, listed, sum(len(part.jobs) for part in parts), Holder.current())
     return complete(db, number, progress)
 
 

@@ -18,7 +18,7 @@ from ...core.errors import InvalidSpec, StateError
 from .. import collected
 from ..engine.binding import id_of
 from ..engine.connection import Database
-from . import actions, graph, job_changes, large_writes, pieces
+from . import actions, graph, job_changes, large_writes, pieces, trash
 from .large_writes import Part, Progress
 from .transitions import id_list, with_payload
 
@@ -58,24 +58,23 @@ def _carry_out(
     which may raise.
     """
     if _is_large(db, sum(len(part.jobs) for parts in groups for part in parts)):
-        with db.write() as cx:
+
+        def begin(cx: sqlite3.Connection) -> list[int]:
             check(cx)
-            begun = [actions.begin(cx, kind) for _ in groups]
-        listed = [_by(part, action) for action, parts in zip(begun, groups) for part in parts]
-        return pieces.run(db, listed, check, progress)
+            begun = [(actions.begin(cx, kind), parts) for parts in groups]
+            return [action for action, parts in begun for _ in parts]
+
+        return pieces.run(db, [part for parts in groups for part in parts], begin, progress)
     counted: Counter[str] = Counter()
     with pieces.few(db, (job for parts in groups for part in parts for job in part.jobs)) as cx:
         check(cx)
         for parts in groups:
             action = actions.begin(cx, kind)
             for part in parts:
-                counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, _by(part, action).parameters))
+                parameters = {**part.parameters, "by": action}
+                counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, parameters))
             actions.end(cx, action)
     return counted
-
-
-def _by(part: Part, action: int) -> Part:
-    return part._replace(parameters={**part.parameters, "by": action})
 
 
 # --- edit -------------------------------------------------------------------------------------------------------------
@@ -305,25 +304,31 @@ def rerun(
 # --- delete -----------------------------------------------------------------------------------------------------------
 
 
-def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: Progress | None = None) -> int:
+def delete(
+    db: Database, ids: Iterable[int], *, force: bool = False, is_kept: bool | None = None, progress: Progress | None = None
+) -> int:
     """Remove jobs with their history and dependencies; the working directories stay. Return the number of jobs.
 
     A launcher that runs one of them stops it. With `force` a deleted job counts as failed for its waiting children.
+    `is_kept` tells whether `undo` can restore them; None: if the disk has the space (`trash.has_room`).
 
     Raises:
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
     """
     collected.refuse("Removing jobs")
     jobs, parts = sorted(ids, reverse=True), []  # children are usually newer than their parents; deleted ones need no update
+    is_kept = trash.has_room(db, len(jobs)) if is_kept is None else is_kept
     is_large = _is_large(db, len(jobs))
     if not db.is_in_transaction:
         with db.read() as cx:
             for parent in _parents_of_many(cx, jobs):
-                parts.append(Part("leave_children", {"parent": parent}, graph.children_of(cx, [parent])))
+                children = graph.children_of(cx, [parent])
+                parts.append(Part("leave_children", {"parent": parent, "is_kept": is_kept}, children))
             if not force and (parts or is_large):
                 job_changes.doom(cx, jobs)
                 job_changes.refuse_in_use(cx)
-    return _carry_out(db, actions.REMOVE, [[*parts, Part("delete", {"force": force}, jobs)]], progress)["removed"]
+    parts.append(Part("delete", {"force": force, "is_kept": is_kept}, jobs))
+    return _carry_out(db, actions.REMOVE, [parts], progress, trash.empty_old)["removed"]
 
 
 def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:

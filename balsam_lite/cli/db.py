@@ -268,8 +268,11 @@ def salvage(new_dir: str) -> None:
 
 @db.command(cls=BalsamCommand, short_help="rewrite the database without unused space")
 @option("--force", is_flag=True, help="Do it while launchers are at work; they wait meanwhile.")
-def vacuum(force: bool) -> None:
-    """Rewrite the database without the space that removed jobs have left, and repair the index of tags.
+@option("--trash", "empties_trash", is_flag=True, help="Delete removed jobs for good, which `balsam undo` could take back.")
+def vacuum(force: bool, empties_trash: bool) -> None:
+    """Rewrite the database without unused space, count all jobs anew, and repair the index of tags.
+
+    Removed jobs are kept for thirty days, so that `balsam undo` can take them back; --trash deletes all of them now.
 
     Refused while a launcher or the service is at work: it could not renew its lease, and after LEASE_EXPIRY_S others would
     take it for dead. Needs free disk space of twice the size of the database.
@@ -277,10 +280,13 @@ def vacuum(force: bool) -> None:
     \b
     Example:
         balsam db vacuum
+        balsam db vacuum --trash
     """
     database = open_db()
     expiry_s = Settings.load(database.directory).LEASE_EXPIRY_S
-    before, after, repaired = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
+    before, after, repaired, emptied = maintenance.vacuum(database, expiry_s=expiry_s, force=force, empties_trash=empties_trash)
+    if empties_trash:
+        say(f"{emptied} removed job(s) deleted for good.")
     if repaired:
         say(f"The index of tags was wrong for {repaired} job(s), and is repaired.")
     say(f"{display.size(before)} before, {display.size(after)} now")

@@ -48,6 +48,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "rerun": Entry("modify", "rerun", "run jobs again that have ended"),
         "killjob": Entry("modify", "killjob", "stop jobs for good, without removing them"),
         "rm": Entry("remove", "rm", "remove jobs or applications of this DB"),
+        "undo": Entry("undo", "undo", "take back your last rm, modify, rerun or killjob"),
         "make_dummies": Entry("apps", "make_dummies", "add many small jobs, to try things out"),
     },
     "Applications": {

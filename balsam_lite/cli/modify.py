@@ -19,7 +19,7 @@ from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
 from .common import confirm_or_end, long_site_option, open_db, pairs, say
 from .group import BalsamCommand, Choice, Option, WordsRewriter, option
-from .selection import ChosenJobs, Selection, selection_options
+from .selection import ChosenJobs, Selection, dry_run_option, selection_options
 
 
 class ModifyCommand(BalsamCommand):
@@ -202,6 +202,9 @@ def _shown(field: field_specs.Field, value: Any) -> str:
     return str(bool(value)) if field.kind == "flag" else str(value)
 
 
+#: The jobs that `rerun` and `killjob` change.
+_UNHELD, _UNENDED = {"lease__isnull": True}, {"state__in": [s for s in states.STATES if s not in states.END_STATES]}
+
 # --- run again ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +218,10 @@ def _shown(field: field_specs.Field, value: Any) -> str:
 )  # fmt: skip
 @long_site_option
 @option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[str], to: str | None, yes: bool) -> None:
+@dry_run_option
+def rerun(
+    *, chosen: Selection, site: str, downstream: bool, changes: Sequence[str], to: str | None, yes: bool, dry_run: bool
+) -> None:
     """Put all matching jobs back so that a launcher runs them again, with changed fields if --set is given.
 
     All conditions must hold; of several values of one option one must, or all tags. Jobs held by a launcher are left alone.
@@ -236,6 +242,9 @@ def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[s
     field_specs.check_job(values)
     found = ChosenJobs.find(site, chosen)
     below = sum(there.count_downstream(found.where) for there, _ in found.sites) if downstream else 0
+    if dry_run:
+        found.say_dry_run("run again", _UNHELD, f" and {output.plural(below, 'job')} below" * downstream)
+        return
     if not yes:
         confirm_or_end(f"Run {output.plural(found.total + below, 'job')}{found.of_sites} again?", "Rerun")
     code = 0
@@ -262,7 +271,8 @@ def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[s
 @option("--recursive", is_flag=True, help="Kill all jobs that depend on them, too.")
 @long_site_option
 @option("-y", "--yes", is_flag=True, help="Do not ask.")
-def killjob(chosen: Selection, site: str, recursive: bool, yes: bool) -> None:
+@dry_run_option
+def killjob(chosen: Selection, site: str, recursive: bool, yes: bool, dry_run: bool) -> None:
     """Kill jobs: they become USER_KILLED and stay so. The launcher that runs one stops its processes.
 
     \b
@@ -275,6 +285,12 @@ def killjob(chosen: Selection, site: str, recursive: bool, yes: bool) -> None:
     if not chosen:
         raise click.UsageError("Which jobs? Give at least one condition, such as --id, --name, --state, --wf, --app and --tag.")
     found = ChosenJobs.find(site, chosen)
+    if dry_run:
+        below = sum(there.count_downstream(found.where) for there, _ in found.sites) if recursive else 0
+        found.say_dry_run(
+            "kill", _UNENDED, f" and those of {output.plural(below, 'job')} below that have not ended" * recursive
+        )
+        return
     for what in [] if yes else _named(found, chosen) or [f"{output.plural(found.total, 'job')}{found.of_sites}"]:
         confirm_or_end(f"Really kill {what} ??", "Kill")
     below = sum(there.count_downstream(found.where) for there, _ in found.sites) if recursive else 0

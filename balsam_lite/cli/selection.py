@@ -277,6 +277,11 @@ def _jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
 Ask = Callable[[str, "Callable[[SiteInterface], Any]"], "list[tuple[SiteEntry, Any]]"]
 
 
+#: Maximum number of jobs that `--dry-run` names.
+MAX_EXAMPLES = 5
+dry_run_option = option("--dry-run", is_flag=True, help="Only show what would be done.")
+
+
 class ChosenJobs(NamedTuple):
     """The jobs that were chosen, at each of the sites that have any."""
 
@@ -314,6 +319,22 @@ class ChosenJobs(NamedTuple):
     def total(self) -> int:
         """Return the number of jobs at all sites."""
         return sum(number for _, number in self.sites)
+
+    def say_dry_run(self, verb: str, only: Where, more: str = "") -> None:
+        """Print what a command would do to the jobs, how many of them are in which state, and a few of them."""
+        where = all_of(self.where, only)
+        for there, _ in self.sites:
+            counts = there.count_states(where)
+            by_state = ", ".join(f"{counts[state]} {state}" for state in states.STATES if state in counts)
+            of_site = f" of {output.one_line(there.entry.name)}" * bool(self.of_sites)
+            click.echo(
+                f"Would {verb} {output.plural(sum(counts.values()), 'job')}{of_site}{more}{': ' * bool(counts)}{by_state}."
+            )
+            rows = there.page(where, ("id", "name", "job_id"), 0, MAX_EXAMPLES)
+            if rows:
+                named = ", ".join(output.cute_id(row["name"], row["job_id"]) for row in rows)
+                click.echo(f"For example: {named}" if sum(counts.values()) > len(rows) else f"Namely: {named}")
+        click.echo("Nothing was changed.")
 
     def act(self, action: Callable[[SiteInterface], _T], more: int = 0) -> Iterator[tuple[SiteInterface, str, _T]]:
         """Do something with the jobs of one site after the other; yield each site, " of NAME" where needed, and the result.

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db.engine.connection import Connection, Database
 from ..db.query import select
-from ..db.store import apps
+from ..db.store import actions, apps, trash
 from ..pyapps.payload import class_ref
 from . import jobs
 from .interface import Row
@@ -155,7 +155,7 @@ def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, An
         return update(db, [{**values, "id": row["id"]} for row in select.apps(cx, where)])
 
 
-def delete(db: Database, where: Mapping[str, Any], force: bool = False, keep_jobs: bool = False) -> Row:
+def delete(db: Database, where: Mapping[str, Any], force: bool = False, keep_jobs: bool = False, no_trash: bool = False) -> Row:
     """Remove the matching applications, with their jobs unless `keep_jobs` is set: such jobs fail when a launcher takes them.
 
     Returns {"deleted": how many, "jobs": how many jobs were removed with them, "held": how many of their jobs a launcher
@@ -164,14 +164,22 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False, keep_job
     Raises:
         UnknownField, InvalidSpec; ParentInUse: other jobs wait for one of these, and `force` is not set.
     """
-    with db.write() as cx:
+    with db.write() as cx, actions.as_one(cx, actions.REMOVE_APPS) as action:
         found = select.apps(cx, where)
+        is_kept = not no_trash and trash.has_room(db, sum(select.count_jobs(cx, {"app": row["name"]}) for row in found))
         stays = {"deleted": 0, "held": 0}
-        gone = {row["id"]: stays if keep_jobs else jobs.delete(db, {"app": row["name"]}, force) for row in found}
+        gone = {
+            row["id"]: stays if keep_jobs else jobs.delete(db, {"app": row["name"]}, force, no_trash=not is_kept)
+            for row in found
+        }
         free = [number for number, done in gone.items() if not done["held"]]
         if free:
+            if is_kept:
+                trash.keep_apps(cx, action, free)
             apps.delete_apps(cx, free)
+            actions.count(cx, action, len(free))
     return {
+        "is_kept": is_kept,
         "deleted": len(free),
         "jobs": sum(done["deleted"] for done in gone.values()),
         "held": sum(done["held"] for done in gone.values()),

@@ -163,19 +163,42 @@ class SiteInterface(Protocol):
         """Apply the same changes to all rows that match. Return their number."""
 
     def delete(
-        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
+        self,
+        kind: str,
+        where: Mapping[str, Any],
+        force: bool = False,
+        running: bool = False,
+        keep_jobs: bool = False,
+        no_trash: bool = False,
+        workdirs: bool = False,
     ) -> Row:
         """Remove all rows that match: {"deleted": n, "held": number of jobs left alone because a launcher holds them}.
 
-        An app is removed with its jobs ("jobs": n); a batch job is cancelled, and its row stays.
+        An app is removed with its jobs ("jobs": n); a batch job is cancelled, and its row stays. For jobs and apps "is_kept"
+        tells whether `undo` can restore them. With `workdirs`, "workdirs" is what `sites.workdirs.remove` returns.
 
         Args:
             force: also remove jobs that others wait for.
             running: also remove jobs that a launcher holds; the launcher stops them.
             keep_jobs: keep the jobs of an app.
+            no_trash: remove jobs and apps for good.
+            workdirs: also remove the working directories of the jobs.
 
         Raises:
             ParentInUse: jobs wait for one of these, and `force` is not set.
+        """
+
+    def actions(self) -> list[Row]:
+        """Return the last actions of the user who asks, newest first: the fields of `db.store.undo.Action`."""
+
+    def undo(self, number: int | None = None, dry_run: bool = False) -> Row:
+        """Take back the user's action with this number, or the last command that can be taken back.
+
+        Return {"action": as in `actions`, "taken": number of jobs restored, "left": reason -> number of jobs that were not}.
+        With `dry_run`, only tell what would be done.
+
+        Raises:
+            NotFound: there is no such action, or it was taken back already.
         """
 
     def count_downstream(self, where: Mapping[str, Any] = {}) -> int:

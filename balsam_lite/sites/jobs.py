@@ -20,8 +20,9 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
-from ..db.store import graph, insert, job_changes, large_writes, pieces, user_actions
+from ..db.store import graph, insert, job_changes, large_writes, pieces, trash, user_actions
 from ..db.store.transitions import with_payload
+from . import workdirs
 from .interface import Row
 
 #: Fields that the DB maintains; they may be given, but empty, when a job is created.
@@ -527,9 +528,11 @@ def delete(
     where: Mapping[str, Any],
     force: bool = False,
     running: bool = False,
+    no_trash: bool = False,
+    with_workdirs: bool = False,
     progress: large_writes.Progress | None = None,
 ) -> Row:
-    """Remove the jobs that match; jobs held by a launcher only if `running` is set. Return counts {"deleted": …, "held": …}.
+    """Remove the jobs that match; jobs held by a launcher only if `running` is set. Return what `interface` specifies.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; ParentInUse: other jobs wait for one of these, and `force` is not set.
@@ -538,11 +541,18 @@ def delete(
     def remove(numbers: list[int]) -> int:
         with db.read() as cx:
             leases = queries.columns_of(cx, numbers, ("lease",))
-        free = numbers if running else [number for number in numbers if leases[number] == (None,)]
-        return user_actions.delete(db, free, force=force, progress=progress) if free else 0
+        unheld = [number for number in numbers if leases[number] == (None,)]
+        free = numbers if running else unheld
+        done["is_kept"] = not no_trash and trash.has_room(db, len(free))
+        if with_workdirs:
+            done["workdirs"] = workdirs.of_jobs(db, free, unheld)
+        return user_actions.delete(db, free, force=force, is_kept=done["is_kept"], progress=progress) if free else 0
 
+    done: Row = {"is_kept": True}
     numbers, deleted = pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), remove)
-    return {"deleted": deleted, "held": len(numbers) - deleted}
+    if with_workdirs:  # now that no job has them any more
+        done["workdirs"] = workdirs.remove(db, done["workdirs"])
+    return {**done, "deleted": deleted, "held": len(numbers) - deleted}
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

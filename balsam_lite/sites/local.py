@@ -229,12 +229,36 @@ class LocalSite:
         return int(_keeper(kind).update_where(self.database, where, changes))
 
     def delete(
-        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
+        self,
+        kind: str,
+        where: Mapping[str, Any],
+        force: bool = False,
+        running: bool = False,
+        keep_jobs: bool = False,
+        no_trash: bool = False,
+        workdirs: bool = False,
     ) -> Row:
         """Remove all rows that match."""
-        options = {"job": (force, running, self.progress), "app": (force, keep_jobs)}
+        options = {"job": (force, running, no_trash, workdirs, self.progress), "app": (force, keep_jobs, no_trash)}
         done: Row = _keeper(kind).delete(self.database, where, *options.get(kind, ()))
         return done
+
+    def actions(self) -> list[Row]:
+        """Return the user's last actions."""
+        from ..core import caller
+        from ..db.store import undo
+
+        with self.database.read() as cx:
+            return [action._asdict() for action in undo.of_user(cx, caller.current().user)]
+
+    def undo(self, number: int | None = None, dry_run: bool = False) -> Row:
+        """Take back an action."""
+        from ..db.store import undo
+
+        with self.database.read() as cx:
+            action = undo.find(cx, number)
+        done = undo.preview(self.database, action) if dry_run else undo.take_back(self.database, action, self.progress)
+        return {"action": action._asdict(), **done._asdict()}
 
     def rerun(
         self, where: Mapping[str, Any], to: str | None = None, changes: Mapping[str, Any] = {}, downstream: bool = False

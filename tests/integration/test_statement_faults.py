@@ -282,6 +282,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
         words("rm jobs --name free --force", access="shared"),
     ),
     "killjob": (words("killjob --id top --recursive --yes"),),
+    "undo": (Case(("undo", "--yes"), with_removal),),
     "make_dummies": (words("make_dummies 3", how=INTENT),),
     "submit-launch": (words("submit-launch -n 1 -t 5 -q q -A p --job-mode serial", how=INTENT),),
     "queue submit": (words("queue submit -n 1 -t 5 -q q -A p --job-mode mpi", how=INTENT),),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from balsam_lite.core import states
+from balsam_lite.core import caller, states
 from balsam_lite.core.errors import (
     AmbiguousJobId,
     DatabaseError,
@@ -22,6 +22,7 @@ from balsam_lite.core.errors import (
     DuplicateDependency,
     InvalidSpec,
     LostLease,
+    NotFound,
     ParentInUse,
     StateError,
     UnknownApp,
@@ -30,7 +31,7 @@ from balsam_lite.core.errors import (
 )
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
-from balsam_lite.db.engine.schema import FREE, VISIBLE
+from balsam_lite.db.engine.schema import FREE, VISIBLE, sql_list
 from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import (
     apps,
@@ -44,6 +45,7 @@ from balsam_lite.db.store import (
     steps,
     suspects,
     transitions,
+    undo,
     user_actions,
 )
 
@@ -534,6 +536,21 @@ JOBS = st.integers(min_value=0, max_value=9)
 RUN_WHEN = st.sampled_from(["all_finished", "all_finished", "all_ended", "any_finished"])
 
 
+#: What `undo` takes back.
+DEEDS = {
+    "rm": lambda db, jobs: user_actions.delete(db, jobs, force=True),
+    "kill": user_actions.kill,
+    "kill recursively": lambda db, jobs: user_actions.kill(db, jobs, recursive=True),
+    "rerun": lambda db, jobs: user_actions.rerun(db, jobs, values={"priority": 7, "data": {"k": 1}}),
+    "rerun as new": lambda db, jobs: user_actions.rerun(db, jobs, "CREATED"),
+    "modify": lambda db, jobs: user_actions.update_fields(
+        db, jobs, {"workflow": "x", "tags": {"a": "b"}, "run_when": "all_ended"}
+    ),
+    "fail": lambda db, jobs: user_actions.set_state(db, jobs, "FAILED"),
+    "finish": lambda db, jobs: user_actions.set_state(db, jobs, "JOB_FINISHED"),
+}
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Launchers, their deaths, scripts, users and dependencies in any order.
 
@@ -545,6 +562,7 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self):
         import tempfile
 
+        caller.command = "balsam test"  # `undo` looks for commands
         self.directory = tempfile.TemporaryDirectory()
         self.db = directories.create(self.directory.name + "/db")
         with self.db.write() as cx:
@@ -747,6 +765,51 @@ class StoreMachine(RuleBasedStateMachine):
     def set_parents(self, parents, child):
         with suppress(DependencyCycle, StateError), self.db.write() as cx:
             graph.set_parents(cx, self.job(child), [self.job(parent) for parent in parents], 1)
+
+    @precondition(lambda self: self.jobs)
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=4), what=st.sampled_from(sorted(DEEDS)))
+    def do_and_undo(self, jobs, what):
+        chosen = sorted({self.job(job) for job in jobs})
+        with self.db.read() as cx:
+            if cx.execute("SELECT 1 FROM job WHERE lease IS NOT NULL OR start_after IS NOT NULL").fetchone():
+                return
+        if self.unfinished():
+            return
+        before, known = self.picture(), self.last_action()
+        with suppress(StateError):
+            DEEDS[what](self.db, chosen)
+        self.complete_writes()
+        self.the_rows_tell_one_story()
+        action = self.last_action()
+        if action is None or action == known:
+            return
+        done = undo.take_back(self.db, action)
+        self.complete_writes()
+        after = self.picture()
+        changes = [pair for rows in zip(before, after) for pair in zip(*rows) if pair[0] != pair[1]]
+        assert after == before, (what, changes)
+        assert not done.left
+
+    def last_action(self):
+        with self.db.read() as cx:
+            try:
+                return undo.find(cx)
+            except NotFound:
+                return None
+
+    def picture(self):
+        """Return the jobs with their fields, states and dependencies; all states in which a job waits are one."""
+        waiting = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
+        columns = "id, workflow, data, tags, priority, run_when, wait_for_parents, attempt, restarts, retries, launcher_deaths"
+        with self.db.read() as cx:
+            jobs = cx.execute(
+                f"""SELECT {columns}, CASE WHEN state IN ({sql_list(waiting)}) THEN 'waits' ELSE state END,
+                    (SELECT cause FROM failure WHERE id = job.failure), (SELECT count(*) FROM run WHERE job = job.id)
+                    FROM job WHERE {VISIBLE} ORDER BY id"""
+            ).fetchall()
+            edges = cx.execute("SELECT * FROM dependency ORDER BY parent, child").fetchall()
+            tags = cx.execute("SELECT job, key, value FROM job_tag JOIN tag ON tag.id = tag ORDER BY 1, 2, 3").fetchall()
+            return jobs, edges, tags
 
     @rule()
     def settle(self):

@@ -16,7 +16,7 @@ from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from ..query import select
-from ..store import counters, leases, pieces, tags
+from ..store import counters, leases, pieces, tags, trash
 from ..store.leases import watch_the_doubtful
 from . import binding, connection, directories, filesystem, migrations, sqlite_errors
 from .connection import Database
@@ -104,10 +104,13 @@ class Vacuumed(NamedTuple):
     bytes_before: int
     bytes_after: int
     fixed: int  # jobs whose tag index was wrong
+    emptied: int  # removed jobs that were in the trash
 
 
-def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
+def vacuum(db: Database, *, expiry_s: float, force: bool = False, empties_trash: bool = False) -> Vacuumed:
     """Rewrite the database without its free pages, after correcting wrong entries of the tag index and counting all jobs anew.
+
+    Removed jobs are deleted for good after thirty days, with `empties_trash` now.
 
     No other process can write meanwhile, and a launcher cannot even send its heartbeat: after a long time others would take it
     for dead. So the call is refused while a launcher or a service is active, unless `force` confirms that it will be short. The
@@ -132,10 +135,12 @@ def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
             if fixed:
                 tags.note_anew(cx)
             counters.recount(cx)
+            trash.empty_old(cx)
+            emptied = trash.empty(cx) if empties_trash else 0
         db.execute_outside_transaction("VACUUM")
         if db.access == filesystem.LOCAL:
             db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")
-        return Vacuumed(before, _bytes(db), fixed)
+        return Vacuumed(before, _bytes(db), fixed, emptied)
 
 
 def _bytes(db: Database) -> int:

@@ -123,17 +123,21 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     known = {row[0] for row in cx.execute(_PRESENT, (id_list({end for pair in edges[1] for end in pair}),))} - taken
     pairs = [pair for pair in edges[1] if known.issuperset(pair)]
     _insert(cx, "dependency", edges[0], pairs)
+    apps: Counter[str] = Counter()
     for table, (names, values) in tables.items():
         if table == "event":
             names, values = names[1:], [value[1:] for value in values]  # its number may be used again
-        _insert(cx, table, names, [value for value in values if table not in _OF_JOB or value[names.index("job")] not in taken])
+        if table in _OF_JOB:
+            values = [value for value in values if value[names.index("job")] not in taken]
+        inserted = _insert(cx, table, names, values)
+        apps += Counter(taken=inserted, conflict=len(values) - inserted) if table == "app" else Counter()
     path = (states.RUNNING, states.RESTART_READY)
     message = "It was running when it was removed; taken back by balsam undo"
     apply(cx, [Transition(job, path, now, (message,)) for job in ran], states.USER)
     runs.end_unseen(cx, numbers, now, runs.KILLED)
     graph.reconsider(cx, sorted({*numbers, *(child for _, child in pairs)}), now)
-    actions.count(cx, by, len(restored))
-    return Counter(taken=len(restored), conflict=len(taken))
+    actions.count(cx, by, len(restored) + apps["taken"])
+    return apps + Counter(taken=len(restored), conflict=len(taken))
 
 
 def _taken(cx: sqlite3.Connection, jobs: Sequence[dict[str, Any]]) -> set[int]:
@@ -157,10 +161,12 @@ def _fresh(job: dict[str, Any], large_write: int, now: int) -> dict[str, Any]:
     return {**job, "lease": None, "queued_launch_id": None, "start_after": start_after}
 
 
-def _insert(cx: sqlite3.Connection, table: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Insert rows by the columns that the table has now."""
+def _insert(cx: sqlite3.Connection, table: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Insert rows by the columns that the table has now. Return how many of them did not contradict present ones."""
+    if not rows:
+        return 0
     known = {column[1] for column in cx.execute(f"PRAGMA table_info({table})")}
     places = [place for place, name in enumerate(names) if name in known]
     marks = ", ".join("?" * len(places))
     sql = f"INSERT OR IGNORE INTO {table} ({', '.join(names[place] for place in places)}) VALUES ({marks})"
-    cx.executemany(sql, ([row[place] for place in places] for row in rows))
+    return max(0, cx.executemany(sql, ([row[place] for place in places] for row in rows)).rowcount)

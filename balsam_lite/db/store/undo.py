@@ -24,7 +24,8 @@ REASONS = {
     "running": "running when killed",
     "changed": "changed since",
     "gone": "removed since",
-    "conflict": "whose id another job has now",
+    "conflict": "its id is that of a present one",
+    "expired": "not in the trash any more",
 }
 _WAITING = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
 _OLD = "coalesce(edit_text.text, edit.old)"
@@ -126,8 +127,9 @@ def take_back(db: Database, action: Action, progress: Progress | None = None) ->
 def _undone(action: Action, counted: Mapping[str, int]) -> Undone:
     left = {reason: counted[reason] for reason in REASONS if counted.get(reason)}
     missing = action.jobs - counted.get("taken", 0) - sum(left.values())
-    if action.kind == actions.REMOVE and missing > 0:
-        left["expired"] = missing
+    if missing > 0:
+        reason = "expired" if action.kind in (actions.REMOVE, actions.REMOVE_APPS) else "gone"
+        left[reason] = left.get(reason, 0) + missing
     return Undone(counted.get("taken", 0), left)
 
 

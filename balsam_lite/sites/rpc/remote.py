@@ -79,6 +79,8 @@ class RemoteSite:
     update = _forwarded(SiteInterface.update)
     update_where = _forwarded(SiteInterface.update_where)
     delete = _forwarded(SiteInterface.delete)
+    actions = _forwarded(SiteInterface.actions)
+    undo = _forwarded(SiteInterface.undo)
     rerun = _forwarded(SiteInterface.rerun)
     kill = _forwarded(SiteInterface.kill)
     details = _forwarded(SiteInterface.details)

@@ -147,6 +147,10 @@ def with_old_db(world: World) -> None:
     Path(world.db, "settings.json").write_text('{"LEASE_EXPIRY_S": 0.05}')  # its launchers on other hosts are watched
 
 
+def with_removal(world: World) -> None:
+    assert main(["--db", world.db, "rm", "jobs", "--name", "free", "--yes"]) == 0
+
+
 def with_launch(world: World) -> None:
     row = {"scheduler": "fake", "nodes": 1, "wall_minutes": 5, "job_mode": "serial"}
     db = directories.open_database(world.db)

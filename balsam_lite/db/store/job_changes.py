@@ -341,16 +341,6 @@ def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], param
     return Counter(removed=delete(cx, jobs, force, parameters["by"], parameters["is_kept"]))
 
 
-def _restore_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return trash.restore(cx, parameters["row"], number, parameters["by"])
-
-
-def _take_back_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    from . import undo  # which is made of the functions here
-
-    return undo.take_back_part(cx, number, jobs, parameters)
-
-
 #: By the name of the action; its parameter `by` is the number of the user's action that it is a part of.
 ACTIONS: dict[str, large_writes.Action] = {
     "set_state": _set_state_of_part,
@@ -361,6 +351,4 @@ ACTIONS: dict[str, large_writes.Action] = {
     "fields": _update_part,
     "leave_children": _leave_part,
     "delete": _delete_part,
-    "restore": _restore_part,
-    "take_back": _take_back_part,
 }

@@ -42,7 +42,7 @@ Action = Callable[[sqlite3.Connection, int, Sequence[int], Mapping[str, Any]], M
 
 
 class Part(NamedTuple):
-    """An action, by its name in `job_changes.ACTIONS`, and the jobs to apply it to, possibly many."""
+    """An action, by its name in `pieces.ACTIONS`, and the jobs to apply it to, possibly many."""
 
     action: str
     parameters: Mapping[str, Any]

@@ -27,7 +27,7 @@ from ...core.clock import SECOND_US, SystemClock
 from ...core.process_table import Holder
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
-from . import job_changes, large_writes
+from . import job_changes, large_writes, reversal
 from .large_writes import CHILDREN, Part, Progress, is_any
 
 #: Seconds after which a piece begins no further part.
@@ -42,6 +42,8 @@ ABANDONED_S = 5.0
 #: Seconds without a piece after which another host's insert is undone, as an expired lease is.
 SILENT_S = 120.0
 
+
+ACTIONS = {**job_changes.ACTIONS, **reversal.ACTIONS}
 
 _T = TypeVar("_T")
 
@@ -195,7 +197,7 @@ def _do_part(cx: sqlite3.Connection, number: int) -> bool:
 
 
 def _apply(cx: sqlite3.Connection, number: int, action: str, jobs: Sequence[int], parameters: Mapping[str, Any]) -> None:
-    counted = job_changes.ACTIONS[action](cx, number, jobs, parameters)
+    counted = ACTIONS[action](cx, number, jobs, parameters)
     (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (number,)).fetchone()
     sums = json.dumps(Counter(json.loads(text)) + Counter(counted))
     cx.execute("UPDATE large_write SET done = min(done + ?, total), counted = ? WHERE id = ?", (len(jobs), sums, number))

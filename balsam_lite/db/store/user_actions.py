@@ -72,7 +72,7 @@ def _carry_out(
             action = actions.begin(cx, kind)
             for part in parts:
                 parameters = {**part.parameters, "by": action}
-                counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, parameters))
+                counted.update(pieces.ACTIONS[part.action](cx, 0, part.jobs, parameters))
             actions.end(cx, action)
     return counted
 

@@ -131,7 +131,7 @@ class ResultReader:
     ) -> RunResult:
         """Return the result of a run, with the record of where it ran and what it used."""
         place, ended = run.place, run.ended
-        if isinstance(ended, Ended) and not self._context.mpi.starts(run.claim):
+        if isinstance(ended, Ended) and not self._context.mpi.hides_usage(run.claim):
             others.update(user_us=ended.user_us, system_us=ended.system_us, max_memory=ended.max_memory)
         if place is not None:
             others.update(nodes=place.nodes, gpus=place.gpus)

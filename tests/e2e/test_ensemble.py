@@ -396,8 +396,8 @@ def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count
     assert set(ended) == {1, 3, 4}
     assert {one.result for one in ended.values()} == {states.RESTART_READY}
     assert ended[1].message.startswith("Lost node 1 (host1): it was silent for 3")
-    assert ended[1].started_us and ended[3].started_us
-    assert ended[4].started_us is None
+    assert ended[1].has_started and ended[3].has_started
+    assert not ended[4].has_started
     assert [node.is_closed for node in stage.pool.nodes] == [False, True, False]
     assert stage.runner.jobs == {2}
     # The node comes back: it ends what it runs, and its reports of jobs that another launcher has now are not believed.

@@ -14,6 +14,7 @@ from helpers import wait_until
 from launching import PYTHON, Bench, alive
 from mpi import CAREFUL, mpiexec, openmpi, with_mpi
 
+from balsam_lite.db.query import runs
 from balsam_lite.db.store import user_actions
 
 #: Says who it is, and where; under MPI each rank says so.
@@ -235,3 +236,18 @@ def test_launchers_that_mpiexec_starts_are_refused_and_one_alone_is_not(bench):
     done = mpi(1)
     assert done.returncode == 0, done.stderr
     assert bench.states() == {"JOB_FINISHED": 1}
+
+
+def test_the_record_has_the_time_of_all_ranks_on_this_host_and_the_memory_of_the_largest(bench):
+    bench.script(
+        "large",
+        "import time\nfrom mpi4py import MPI\n"
+        "x = bytearray(200_000_000 if MPI.COMM_WORLD.rank else 1)\n"
+        "while time.process_time() < 1.5: pass",
+    )
+    (job,) = bench.add([{"application": "large", "ranks_per_node": 2}])
+    assert bench.run("--job-mode", "mpi", "--nodes", "1", BALSAM_CPUS_PER_NODE="2") == 0
+    with bench.db.read() as cx:
+        (run,) = runs.runs_of(cx, job)
+    assert 3_000_000 <= run.user_us + run.system_us < 30_000_000
+    assert 200_000_000 < run.max_memory < 400_000_000

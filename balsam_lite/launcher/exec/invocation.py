@@ -71,8 +71,8 @@ class MpiUse(NamedTuple):
     #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
     #: function that reads the end of its output and tells whether that is all.
     judge: Callable[[Claim, Placement, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = lambda *_: None
-    #: Whether the command starts the job, so that the ranks, which may be elsewhere, are not the launcher's children.
-    starts: Callable[[Claim], bool] = lambda claim: False
+    #: Whether the command starts the job, and what the kernel reports of the command does not include its ranks.
+    hides_usage: Callable[[Claim], bool] = lambda claim: False
 
 
 NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])

@@ -197,6 +197,9 @@ class Flavour(NamedTuple):
     chooses_gpus: bool = False
     #: How its messages are read when it started nothing or lost a node.
     diagnosis: Diagnosis | None = None
+    #: Whether ranks on the same host are its descendants for whose end it waits, so that what the kernel reports of the command
+    #: includes what they used.
+    waits_for_ranks: bool = False
     #: Whether its options tell which GPUs a Slurm step has; the srun that another command starts is told by its environment.
     says_gpus: bool = False
 
@@ -362,7 +365,15 @@ FLAVOURS = {
     flavour.name: flavour
     for flavour in (
         Flavour("aprun", ("aprun",), _aprun_ranks, _aprun, ("-cc", "none"), shares_nodes=False),
-        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _hydra_ranks, _mpich, _MPICH_ALONE, diagnosis=HYDRA),
+        Flavour(
+            "mpich",
+            ("mpiexec", "mpirun", "mpiexec.hydra"),
+            _hydra_ranks,
+            _mpich,
+            _MPICH_ALONE,
+            diagnosis=HYDRA,
+            waits_for_ranks=True,  # tried with MPICH 5.0.2
+        ),
         Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _hydra_ranks, variables=_intel_variables, diagnosis=HYDRA),
         Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi_ranks, _openmpi, _OPENMPI_ALONE, at_term=KILLS),
         Flavour(

@@ -131,7 +131,12 @@ def use(
         lost = tuple(host for host in hosts if host in names)
         return failure._replace(hosts=lost) if lost else failure._replace(kind=REFUSED)
 
-    return MpiUse(words, at_term, end_words, judge, lambda claim: rules.starts(claim.shape))
+    is_seen = shares_host and flavour.waits_for_ranks and starter.template is None
+
+    def hides_usage(claim: Claim) -> bool:
+        return rules.starts(claim.shape) and not is_seen
+
+    return MpiUse(words, at_term, end_words, judge, hides_usage)
 
 
 def _run_name(claim: Claim) -> str:

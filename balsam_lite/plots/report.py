@@ -211,7 +211,8 @@ def _record(found: Sequence[SiteData], whole: Campaign) -> list[_RecordTable]:
     ]
     launchers = [
         (row["host"], row["scheduler_id"], _time(row["opened"]), _time(row["closed"]), row["end_reason"],
-         ", ".join(f"{name} {version}" for name, version in row["versions"].items()), ", ".join(row["modules"]))
+         ", ".join(f"{name} {version}" for name, version in row["versions"].items()), ", ".join(row["modules"]),
+         "\n".join(f"{name}={here}" for name, (_, here) in row["environment_difference"].items()))
         for one in found
         for row in one.launchers
     ]  # fmt: skip
@@ -224,7 +225,11 @@ def _record(found: Sequence[SiteData], whole: Campaign) -> list[_RecordTable]:
     return [
         _cut("Sites", ("Name", "Directory", "balsam_lite", "Python", "DB", "Jobs there"), sites),
         _cut("Applications", ("Name", "Jobs", "Command", "Parameters", "Environment"), apps),
-        _cut("Launchers", ("Host", "Batch job", "Started", "Ended", "Reason", "Versions", "Modules"), launchers),
+        _cut(
+            "Launchers",
+            ("Host", "Batch job", "Started", "Ended", "Reason", "Versions", "Modules", "Unlike its submitter's"),
+            launchers,
+        ),
         _cut("Batch jobs", ("Id", "Queue", "Project", "Nodes", "Minutes", "State", "Started", "Ended"), batch_jobs),
     ]
 

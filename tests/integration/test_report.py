@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from elsewhere import small_disk
 from helpers import Balsam
 
 from balsam_lite.core.display import COLOURS, ink
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
-from balsam_lite.db.store import apps, insert
+from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.plots import report as reports
 from balsam_lite.plots.charts import KINDS
 
@@ -98,6 +100,25 @@ def test_values_of_secret_variables_are_masked(db: Path, run_balsam: Balsam) -> 
     assert "MODE=x" in text
     assert "API_TOKEN=" in text
     assert "s3cret" not in text
+
+
+def test_the_record_names_launchers_with_versions_modules_and_what_their_environment_has_of_its_own(
+    db: Path, run_balsam: Balsam
+) -> None:
+    found = {
+        "modules": ["gcc/12"],
+        "versions": {"Python": "3.11.4"},
+        "environment_difference": {"OMP_NUM_THREADS": [None, "8"]},
+    }
+    database = directories.open_database(str(db / "campaign"))
+    with database.write() as cx:
+        lease = leases.open_lease(cx, "launcher", Holder("node7", "x", 1, "1"), "4711", T0)
+        cx.execute("UPDATE lease SET environment = ? WHERE id = ?", (json.dumps(found), lease))
+    database.close()
+    run_balsam("report", "-o", "x.html")
+    page = page_of(db / "x.html")
+    for words in ("node7", "4711", "gcc/12", "Python 3.11.4", "OMP_NUM_THREADS=8"):
+        assert words in page.text
 
 
 def test_conditions_choose_the_jobs_and_are_named(db: Path, run_balsam: Balsam) -> None:

@@ -73,8 +73,8 @@ def _running(found: Row) -> list[tuple[str, Sequence[Any]]]:
                 row["id"],
                 _text(row["name"]),
                 _text(row["workflow"]),
-                _text(row["nodes"] or "?"),
-                "" if row["since"] is None else spoken(max(0.0, (found["time"] - row["since"]) / SECOND_US)),
+                _text(row["node"] or "?"),
+                spoken(max(0.0, (found["time"] - row["last_update"]) / SECOND_US)),
                 row["attempt"],
             ),
         )

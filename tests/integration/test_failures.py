@@ -111,3 +111,17 @@ def test_counts_by_workflow_come_from_the_counters(bench: Bench) -> None:
     cx.close()
     with bench.db.read() as cx:
         assert select.count_states(cx, {"workflow": "w0"}) == {"CREATED": 70, "JOB_FINISHED": 70}
+
+
+def test_counting_failures_reads_those_that_failed_where_these_are_fewer_than_the_jobs_that_match(bench: Bench) -> None:
+    bench.app("bad", "false")
+    bench.add([{"application": "bad", "workflow": "w"}] * 2)
+    assert bench.run() == 0
+    bench.add([{"application": "bad", "workflow": "w"}] * 30)
+    with bench.db.read() as cx:
+        asked: list[str] = []
+        cx.set_trace_callback(asked.append)
+        assert select.count_failures(cx, {"workflow__glob": "w*"}) == {"exit code 1": 2}
+        assert any("INDEXED BY job_failure" in query for query in asked)
+        assert select.count_failures(cx, {"workflow": "other"}) == {}
+        cx.set_trace_callback(None)

@@ -6,17 +6,20 @@ All functions only read, and run inside the caller's transaction, on its connect
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from ...core import states
 from . import demand, select
-from .filters import Conditions, all_of
-from .operators import execute
+from .filters import all_of
 from .reasons import Surroundings, surroundings
 
 #: Maximum number of workflows and of causes of failures.
 _MAX_GROUPS = 50
+
+#: What is told of a running job; its last update is when it began to run.
+RUNNING_FIELDS = ("id", "job_id", "name", "workflow", "attempt", "node", "last_update")
 
 Row = dict[str, Any]
 
@@ -25,18 +28,21 @@ def overview(cx: sqlite3.Connection, where: Mapping[str, Any], now_us: int, expi
     """Return what goes on, as plain data. Without conditions, or with those on workflows, the jobs are counted by the counters.
 
     time; states: {state: jobs}; workflows: [[name, {state: jobs}], …], those with most unfinished jobs first; failures: {cause:
-    jobs}; running: `size` jobs, see `_running`; launches: see `_launches`; service: the lease of a service in words, or "".
+    jobs}; running: `size` jobs with `RUNNING_FIELDS`; launches: see `_launches`.
     """
-    around = surroundings(cx, now_us, expiry_s)
-    workflows = select.count_workflows(cx, where).items()
+    workflows = select.count_workflows(cx, where)
+    by_state: Counter[str] = Counter()
+    for counts in workflows.values():
+        by_state.update(counts)
+    running = all_of(where, {"state": states.RUNNING})
+    named = sorted(workflows.items(), key=lambda one: -_unended(one[1]))[:_MAX_GROUPS]
     return {
         "time": now_us,
-        "states": select.count_states(cx, where),
-        "workflows": [list(one) for one in sorted(workflows, key=lambda one: -_unended(one[1]))[:_MAX_GROUPS]],
+        "states": dict(by_state),
+        "workflows": [list(one) for one in named],
         "failures": dict(list(select.count_failures(cx, where).items())[:_MAX_GROUPS]),
-        "running": _running(cx, where, size),
-        "launches": _launches(cx, around),
-        "service": str(around.service or ""),
+        "running": select.jobs_page(cx, running, RUNNING_FIELDS, 0, size) if by_state[states.RUNNING] else [],
+        "launches": _launches(cx, surroundings(cx, now_us, expiry_s)),
     }
 
 
@@ -44,26 +50,12 @@ def _unended(counts: Mapping[str, int]) -> int:
     return sum(jobs for state, jobs in counts.items() if state not in states.END_STATES)
 
 
-def _running(cx: sqlite3.Connection, where: Mapping[str, Any], size: int) -> list[Row]:
-    """Return running jobs: id, job_id, name, workflow, state, attempt, nodes (names, "" if unknown), since."""
-    condition, parameters = Conditions(all_of(where, {"state": states.RUNNING})).sql()
-    names = ("id", "job_id", "name", "workflow", "state", "attempt", "nodes", "since")
-    rows = execute(
-        cx,
-        f"""SELECT job.id, job.job_id, job.name, job.workflow, job.state, job.attempt, coalesce(run.nodes, ''),
-            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
-            FROM job LEFT JOIN run ON run.job = job.id AND run.attempt = job.attempt
-            WHERE {condition} LIMIT {size:d}""",
-        parameters,
-    )
-    return [dict(zip(names, row)) for row in rows]
-
-
 def _launches(cx: sqlite3.Connection, around: Surroundings) -> list[Row]:
-    """Return launchers that run and launches that wait:
+    """Return launchers that run, launches that wait, and the service:
 
-    name, state (`running`, `getting ready`, `dead`, or a scheduler's state), nodes, used (how many of these have jobs), jobs,
-    minutes (left, or asked for; None: no limit), words (why it starts nothing, what its queue says, its last sign of life).
+    name, state (`running`, `getting ready`, `silent`, `dead`, or a scheduler's state), nodes, used (how many of these have
+    jobs), jobs, minutes (left, or asked for; None: no limit), words (why it starts nothing, what its queue says, its last sign
+    of life).
     """
     found = []
     for taker in around.launchers:
@@ -81,6 +73,8 @@ def _launches(cx: sqlite3.Connection, around: Surroundings) -> list[Row]:
     for row in {row["id"]: row for _, row in around.launches}.values():
         name, minutes = f"qlaunch{row['id']}", float(row["wall_minutes"])
         found.append(_launch(name, row["state"], row["nodes"], minutes=minutes or None, words=row["reason"]))
+    if around.service is not None:
+        found.append(_launch(str(around.service), "submits launches"))
     return found
 
 

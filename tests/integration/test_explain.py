@@ -7,6 +7,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import pytest
 from helpers import wait_until
 from launching import Bench
+from sshd import far_site
 
 from balsam_lite.cli.main import main
 from balsam_lite.core import causes, states
 from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import PollFailed
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine.schema import LARGE_WRITE_HOLD
 from balsam_lite.db.query import reasons
@@ -27,6 +31,8 @@ from balsam_lite.db.query.takers import MpiRules, NodeKind, Taker
 from balsam_lite.db.store import batch_jobs, claims, insert, large_writes, leases, user_actions
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.db.store.transitions import Transition, apply
+from balsam_lite.schedulers import base, submission
+from balsam_lite.schedulers.base import BatchStatus
 
 MINUTE_US = 60_000_000
 POLICY = """[debug]
@@ -573,6 +579,14 @@ def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     return child, r"its result is older than that of its parent root \[\w+\], which ran again later"
 
 
+@case("edited")
+def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    number = job(bench)
+    assert bench.run() == 0
+    assert main(["--db", bench.directory, "modify", f"#{number}", "args", "other"]) == 0
+    return number, "args changed since attempt 1, and the next one has the new values"
+
+
 #: No reason of one job.
 OF_SETS = {"unexamined"}
 
@@ -758,3 +772,60 @@ def test_a_reason_fits_the_terminal(bench: Bench, balsam: Callable[..., Any], mo
     assert max(map(len, balsam("one")[1].splitlines())) <= 40
     monkeypatch.setattr("balsam_lite.cli.output.terminal_width", lambda file: 20)
     assert balsam("one")[0] == 1
+
+
+class Batch:
+    """A scheduler that answers what the test sets."""
+
+    name, template, domain, timeout_s = "FakeScheduler", "local.tmpl", "x", 60.0
+    answer: BatchStatus | None = None
+
+    def poll(self, outputs: dict[str, str]) -> dict[str, BatchStatus]:
+        if self.answer is None:
+            raise PollFailed("no answer")
+        return dict.fromkeys(outputs, self.answer)
+
+
+def test_refresh_asks_the_scheduler_and_without_an_answer_shows_the_last_one(
+    bench: Bench, balsam: Callable[..., Any], explain: Explain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch()
+    monkeypatch.setattr("balsam_lite.sites.batch_jobs.base.select", lambda settings: batch)
+    launch(bench)
+    job(bench)
+    assert explain()[0]["reason"] == "no launcher runs yet, qlaunch1 is queued in the batch queue"
+    batch.answer = BatchStatus("77", base.QUEUED, "held by its owner", expected_us=4102444800000000)
+    assert explain()[0]["reason"] == "no launcher runs yet, qlaunch1 is queued in the batch queue"
+    told = "held by its owner; it should start at 01-01-2100 00:00:00 UTC (as of 0 s ago)"
+    assert told in explain("--refresh")[0]["reason"]
+    batch.answer = None
+    code, out, err = balsam("--refresh")
+    assert code == 1
+    assert "held by its owner" in out
+    assert "Scheduler is not reachable: no answer" in err
+
+
+def test_the_time_of_a_poll_that_tells_nothing_new_is_kept_to_the_minute(bench: Bench) -> None:
+    number, batch, start_us = launch(bench), Batch(), now_us()
+    batch.answer = BatchStatus("77", base.QUEUED)
+
+    def polled() -> int:
+        with bench.db.read() as cx:
+            return int(cx.execute("SELECT polled FROM batch_job WHERE id = ?", (number,)).fetchone()[0])
+
+    for seconds, expected in ((0, 0), (30, 0), (61, 61), (90, 61)):
+        submission.refresh(bench.db, batch, start_us + seconds * 1_000_000)
+        assert polled() == start_us + expected * 1_000_000
+
+
+def test_sites_are_explained_here_and_behind_ssh(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
+    number = job(bench, workflow="w")
+    with far_site(bench.directory) as remote:
+        monkeypatch.setenv("PATH", remote.path)
+        for words in (("--site", "far", f"#{number}"), ("--site", "far", "--wf", "w"), ("--site", "far")):
+            argv = [sys.executable, "-m", "balsam_lite.cli", "explain", "--json", *words]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+            (row,) = json.loads(done.stdout)
+            assert (done.returncode, row["site"]) == (1, "far")
+            assert row.get("reasons", [row])[0]["code"] == "no-launcher"

@@ -16,7 +16,7 @@ from balsam_lite.core.errors import BalsamError, CancelFailed, PollFailed, Setti
 from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.core.subprocess_run import MAX_OUTPUT_BYTES, run
-from balsam_lite.schedulers import base
+from balsam_lite.schedulers import base, pbs, slurm
 from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, select
 from balsam_lite.schedulers.environ import Allocation, allocation
 from balsam_lite.schedulers.local import LocalQueue, LocalScheduler
@@ -236,3 +236,16 @@ def test_a_running_local_batch_job_of_another_host_is_cancelled_there(tmp_path):
     scheduler = of_a_container(tmp_path, base.RUNNING, started_us=SystemClock.now_us())
     with pytest.raises(CancelFailed, match="go there"):
         scheduler.cancel("1")
+
+
+def test_the_start_that_a_scheduler_expects_is_known_while_a_batch_job_waits():
+    fields = ["7", "PENDING", "0", "Priority", "1795342663", "1795352664", "1795362665", "qlaunch1", "/a.sh"]
+    line = slurm._SEPARATOR.join(fields)
+    waiting = slurm.parse_squeue(f"{line}\n")["7"]
+    assert (waiting.expected_us, waiting.started_us) == (1795352664 * 1_000_000, None)
+    running = slurm.parse_squeue(f"{line}\n".replace("PENDING", "RUNNING"))["7"]
+    assert (running.expected_us, running.started_us) == (None, 1795352664 * 1_000_000)
+    text = "Job Id: 9.host\n    job_state = {}\n    estimated.start_time = 1795352664\n    comment = Not Running: no nodes\n"
+    for letter, expected_us in (("Q", 1795352664 * 1_000_000), ("R", None)):
+        ((native_id, values),) = pbs.parse_text(text.format(letter))
+        assert pbs.status_of(native_id, values).expected_us == expected_us

@@ -26,7 +26,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     "parent-failed": ReasonKind(
         "its parent {parent} is {state}, and it needs that one", "Run the parent again: `balsam rerun --id {parent_id}`."
     ),
-    "waits-for-parents": ReasonKind("waits for {what}", "`balsam explain {parent_id}` tells why that one has not finished."),
+    "waits-for-parents": ReasonKind("waits for {what}", "`balsam explain {parent_id}` tells more."),
     "large-write": ReasonKind(
         "waits for the end of a change of very many jobs",
         "Nothing: the command that changes them, a launcher or the service completes it.",
@@ -163,6 +163,10 @@ CATALOGUE: dict[str, ReasonKind] = {
     ),
     "failed-by-user": ReasonKind("it is FAILED because that was {why}", "`balsam rerun --id {job}` runs it again."),
     "failed": ReasonKind("it failed, cause {why}", "Correct the cause, then `balsam rerun --id {job}`."),
+    "edited": ReasonKind(
+        "{fields} changed since attempt {attempt}, and the next one has the new values",
+        "`balsam rerun --id {job}` runs it again; `balsam ls --history --id {job}` shows the changes.",
+    ),
     "failed-alike": ReasonKind("{number} other(s) failed alike{where}", "`balsam explain --state FAILED` groups them."),
     "killed": ReasonKind("was killed{why}", "`balsam rerun --id {job}` runs it again."),
     "stale": ReasonKind(
@@ -172,7 +176,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     "unexamined": ReasonKind("not examined in the given time", "`balsam explain` takes the time that it needs."),
 }
 #: Reasons that do not keep a job from running.
-NOTES = frozenset(("stale", "failed-alike"))
+NOTES = frozenset(("stale", "edited", "failed-alike"))
 
 
 class Reason(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ...core import causes, states
 from . import queries, select
 from .catalogue import Group, Reason, make
+from .edits import edits
 
 #: The reasons of failures by their causes; further ones begin with the name of what failed.
 _CODES = {
@@ -33,6 +34,8 @@ _BEGINNINGS = {
 _OUT_OF_MEMORY = "out of memory"
 #: Maximum number of jobs that failed alike whose nodes are read, and of ancestors to walk up.
 _MAX_ALIKE, _MAX_STEPS = 1000, 1000
+#: Maximum number of edited fields to name.
+_MAX_FIELDS = 5
 #: Name a node if at least this part of the jobs that failed alike failed on it.
 _MOST_OF_THEM = 0.5
 
@@ -82,11 +85,13 @@ def explain_ended(cx: sqlite3.Connection, number: int) -> list[Reason]:
     job = queries.job(cx, number)
     short_id = job["job_id"][: queries.SHORT_ID]
     if job["state"] == states.JOB_FINISHED:
-        return _stale(cx, job)
-    if job["state"] == states.USER_KILLED:
+        found = _stale(cx, job)
+    elif job["state"] == states.USER_KILLED:
         message = _message(cx, number)
-        return [make("killed", why=f": {message}" if message else "", job=short_id)]
-    return _failed(cx, number, short_id)
+        found = [make("killed", why=f": {message}" if message else "", job=short_id)]
+    else:
+        found = _failed(cx, number, short_id)
+    return found + _edited(cx, job, short_id)
 
 
 def _failed(cx: sqlite3.Connection, number: int, short_id: str) -> list[Reason]:
@@ -111,6 +116,15 @@ def _failed(cx: sqlite3.Connection, number: int, short_id: str) -> list[Reason]:
     if alike and alike[0] > 0 and cause not in (causes.UNKNOWN, causes.OTHER):
         found.append(make("failed-alike", number=alike[0], where=_where(cx, cause, alike[0] + 1, besides=number)))
     return found
+
+
+def _edited(cx: sqlite3.Connection, job: Mapping[str, Any], short_id: str) -> list[Reason]:
+    """Return which fields have been changed since the job ran."""
+    attempt = job["attempt"]
+    fields = list(dict.fromkeys(one["field"] for one in edits(cx, [job["id"]]) if attempt and one["attempt"] >= attempt))
+    more = f" and {len(fields) - _MAX_FIELDS} more" if len(fields) > _MAX_FIELDS else ""
+    named = ", ".join(fields[:_MAX_FIELDS]) + more
+    return [make("edited", fields=named, attempt=attempt, job=short_id)] if fields else []
 
 
 def _cause(cx: sqlite3.Connection, number: int) -> str:

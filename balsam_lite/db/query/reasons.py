@@ -181,7 +181,7 @@ def first_reasons(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]], aro
 # --- sets of jobs -----------------------------------------------------------------------------------------------------
 
 #: Reasons whose sentences differ from job to job where the reason is the same: the first one is shown for all.
-_ALIKE = frozenset(("held-back", "held-by-trouble", "time-left", "policy-time"))
+_ALIKE = frozenset(("held-back", "held-by-trouble", "other-workflow", "other-tags", "time-left", "policy-time"))
 #: Rows that are read between two looks at the clock.
 _SLICE = 5000
 #: Maximum number of jobs to look at, of those that launchers hold.
@@ -468,7 +468,7 @@ class _Waiting:
         """Return why no launcher that would take the job is on its way. `may_run`: any launcher would."""
         around = self._around
         more: list[list[tuple[str, Reason]]] = []
-        for taker, row in around.launches:
+        for taker, row in sorted(around.launches, key=lambda one: one[0].launch != job["queued_launch_id"]):
             obstacles = [] if may_run else self._obstacles(taker, job)
             if not obstacles:
                 return [_of_launch(taker.name, row, around.now_us)]

@@ -38,10 +38,12 @@ def report(output: str, site: str, after: str | None, before: str | None, chosen
     where = chosen.conditions()
     if output != "-":
         figures.check_writable(output)
-    found = ask_sites(site, lambda one: reports.read(one, where, now_us, window))
+    found = ask_sites(site, lambda one: (one, reports.read(one, where, now_us, window)))
+    if chosen and not any(data.campaign.jobs for _, (_, data) in found):
+        raise chosen.refuse_none([one for _, (one, _) in found])
     limits = [f"--{name} {text}" for name, text in (("after", after), ("before", before)) if text]
     conditions = " ".join([str(chosen), *limits]).strip()
-    page = reports.render([one for _, one in found], conditions, now_us)
+    page = reports.render([data for _, (_, data) in found], conditions, now_us)
     if output == "-":
         sys.stdout.buffer.write(page.encode("utf-8", "replace"))
         return

@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import campaign, queries, select
+from ..db.query import queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -117,25 +117,27 @@ class LocalSite:
 
     def runs(self, where: Mapping[str, Any] = {}, after: int = 0) -> list[Sequence[Any]]:
         """Return a page of jobs with their runs."""
-        with self.database.read() as cx:
-            return campaign.runs(cx, where, after)
+        return self._of_campaign("runs", where, after)
 
     def changes(
         self, where: Mapping[str, Any] = {}, after: int = 0, shift: int = 0, first: int = 0, last: int = 2**62
     ) -> Sequence[Any]:
         """Return a page of changes of state, counted by time."""
-        with self.database.read() as cx:
-            return campaign.changes(cx, where, after, shift, first, last)
+        return self._of_campaign("changes", where, after, shift, first, last)
 
     def parents(self, where: Mapping[str, Any] = {}, after: int = 0) -> Sequence[Any]:
         """Return a page of dependencies."""
+        return self._of_campaign("parents", where, after)
+
+    def _of_campaign(self, name: str, *arguments: Any) -> Any:
+        from ..db.query import campaign  # few commands need it
+
         with self.database.read() as cx:
-            return campaign.parents(cx, where, after)
+            return getattr(campaign, name)(cx, *arguments)
 
     def launchers(self) -> list[Row]:
         """Return the newest launchers."""
-        with self.database.read() as cx:
-            return campaign.launchers(cx)
+        return self._of_campaign("launchers")
 
     def edits(self, jobs: Sequence[int]) -> list[Row]:
         """Return the edits of these jobs."""

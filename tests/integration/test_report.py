@@ -129,8 +129,9 @@ def test_conditions_choose_the_jobs_and_are_named(db: Path, run_balsam: Balsam) 
 
 
 def test_a_report_of_no_jobs_says_so(db: Path, run_balsam: Balsam, tmp_path: Path) -> None:
-    assert run_balsam("report", "--wf", "other", "-o", "x.html")[0] == 0
-    assert "No job matches." in page_of(db / "x.html").text
+    code, out, err = run_balsam("report", "--wf", "w11", "-o", "x.html")
+    assert (code, out, os.path.exists("x.html")) == (3, "", False)
+    assert "No job matches --wf w11. Did you mean 'w1'?" in err
     directories.create(str(tmp_path / "empty")).close()
     assert run_balsam("--db", str(tmp_path / "empty"), "report", "-o", "y.html")[0] == 0
     assert "No job matches." in page_of(db / "y.html").text

@@ -74,7 +74,7 @@ class Obstacles:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
         ends_at = limits.ends_at
         self._ends_us = None if ends_at is None else clock.now_us() + int((ends_at - clock.monotonic()) * SECOND_US)
-        #: Whether the launcher starts nothing beside what it runs.
+        #: Whether the launcher starts nothing together with what it runs.
         self.is_apart = False
         #: The number of jobs of its filter that the launcher would leave, by reason.
         self.left: Counter[str] = Counter()
@@ -288,7 +288,7 @@ class Progress:
         self._log_at = now + self._log_s
 
     def line(self, now: float) -> str:
-        """Return how far the jobs of the launcher's filter are, whoever runs them; "" while the DB cannot be read.
+        """Return how far the jobs of the launcher's filter are, also those that others run; "" while the DB cannot be read.
 
         Args:
             now: on the monotonic clock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import io
 import json
@@ -35,6 +36,7 @@ from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.sites import fanout
 from balsam_lite.sites.interface import SiteInterface
+from balsam_lite.sites.local import LocalSite
 from balsam_lite.sites.rpc import protocol, ssh
 from balsam_lite.sites.rpc.protocol import respond
 from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteSite
@@ -449,6 +451,30 @@ def test_a_kept_connection_is_no_part_of_the_job_that_asked(
     assert {word.partition(b"=")[0].decode() for word in environ}.isdisjoint(JOB_VARIABLES)
     assert os.getsid(master) != os.getsid(0)
     assert {os.readlink(f"/proc/{master}/fd/{number}") for number in (0, 1)} == {os.devnull}
+
+
+def test_a_site_of_another_host_is_watched_from_here(far: Far, db: str) -> None:
+    from balsam_lite.cli.watch_screens import WatchApp
+
+    there = LocalSite(SiteEntry(0, "here", db))
+    there.create("app", [{"name": "say", "executable": "echo"}])
+    (job,) = there.create("job", [{"name": "one", "app": "say", "workflow": "w"}])
+    entry = SiteEntry(1, "far", db, HOST, far.balsam())
+    assert {**RemoteSite(entry).overview(), "time": 0} == {**there.overview(), "time": 0}
+
+    async def run() -> None:
+        app = WatchApp(RemoteSite(entry), {}, 0.2)
+        async with app.run_test(size=(80, 24)) as pilot:
+            for _ in range(400):
+                text = "".join(part.text for line in app.screen._compositor.render_strips() for part in line)
+                if "0 of 1 ended" in text:
+                    break
+                await pilot.pause(0.1)
+            assert "far" in text
+            assert "1 CREATED" in text
+
+    asyncio.run(run())
+    assert job["state"] == "CREATED"
 
 
 def test_two_sites_of_one_host_are_two(far: Far, stub_there: str, tmp_path: Path) -> None:

@@ -244,3 +244,27 @@ def test_in_a_terminal_of_80_by_24_keys_work_and_the_end_leaves_it_as_it_was(ben
     tmux("send-keys", "q")
     wait_until(lambda: "code 0" in tmux("capture-pane", "-p"))
     assert "3 of 3 ended" not in tmux("capture-pane", "-p")
+
+
+@pytest.mark.parametrize("size", [(20, 8), (40, 12), (200, 60)])
+def test_terminals_of_other_sizes_are_no_trouble(bench: Bench, size: tuple[int, int]):
+    bench.add([{"name": "a name that is longer than that", "workflow": "w", "application": "bad"}])
+
+    async def run() -> None:
+        app = WatchApp(site_of(bench), {}, 0.2)
+        async with app.run_test(size=size) as pilot:
+            for key in ("2", "3", "4", "5"):
+                await pilot.press(key)
+                await pilot.pause(0.3)
+            for _ in range(200):
+                if app.screen.selected() is not None:
+                    break
+                await pilot.pause(0.05)
+            await pilot.press("enter")
+            await pilot.pause(0.5)
+            await pilot.press("2", "3", "k", "n", "escape", "question_mark")
+            await pilot.pause(0.3)
+            await pilot.press("x", "q")
+        assert app.return_code == 0
+
+    asyncio.run(run())

@@ -773,6 +773,9 @@ class StoreMachine(RuleBasedStateMachine):
         with self.db.read() as cx:
             if cx.execute("SELECT 1 FROM job WHERE lease IS NOT NULL OR start_after IS NOT NULL").fetchone():
                 return
+            ignores_parents = "SELECT 1 FROM job WHERE wait_for_parents = 0 AND id IN (SELECT child FROM dependency)"
+            if cx.execute(ignores_parents).fetchone():  # such a child is revived with its parent, and does not fail again
+                return
         if self.unfinished():
             return
         before, known = self.picture(), self.last_action()

@@ -48,8 +48,7 @@ def keep(cx: sqlite3.Connection, action: int, jobs: Sequence[int]) -> None:
 
 def keep_edges(cx: sqlite3.Connection, action: int, parent: int, children: Sequence[int]) -> None:
     """Store the dependencies of these children, which are about to be deleted, on that parent."""
-    pairs = [(parent, child) for child in children]
-    _store(cx, action, [], {"dependency": (["parent", "child"], pairs)})
+    _store(cx, action, [], {"dependency": _packed(["parent", "child"], [(parent, child) for child in children])})
 
 
 def keep_apps(cx: sqlite3.Connection, action: int, apps: Sequence[int]) -> None:
@@ -71,11 +70,27 @@ def _keep(
         cursor = cx.execute(query, parameters)
         rows = cursor.fetchall()
         if rows:
-            found[table] = ([column[0] for column in cursor.description], rows)
+            found[table] = _packed([column[0] for column in cursor.description], rows)
     _store(cx, action, numbers if jobs is None else jobs, found)
 
 
-def _store(cx: sqlite3.Connection, action: int, jobs: Sequence[int], tables: dict[str, tuple[list[str], list[Any]]]) -> None:
+#: Names of columns, the values of those that are equal in all rows, and the other columns' values by row.
+_Packed = tuple[list[str], dict[str, Any], list[Any]]
+
+
+def _packed(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> _Packed:
+    columns = dict(zip(names, zip(*rows)))
+    same = {name: values[0] for name, values in columns.items() if values.count(values[0]) == len(rows)}
+    others = [name for name in names if name not in same]
+    return others, same, list(zip(*(columns[name] for name in others))) if others else [()] * len(rows)
+
+
+def _unpacked(packed: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
+    others, same, rows = packed
+    return [*others, *same], [[*row, *same.values()] for row in rows]
+
+
+def _store(cx: sqlite3.Connection, action: int, jobs: Sequence[int], tables: dict[str, _Packed]) -> None:
     content = zlib.compress(json.dumps(tables).encode(), 1)
     sql = "INSERT INTO trash (action, time, jobs, content) VALUES (?, ?, ?, ?)"
     cx.execute(sql, (action, SystemClock.now_us(), json.dumps(list(jobs)), content))
@@ -107,7 +122,7 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     found = cx.execute("SELECT content FROM trash WHERE id = ?", (row,)).fetchone()
     if found is None:
         return Counter()
-    tables = json.loads(zlib.decompress(found[0]))
+    tables = {table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0])).items()}
     cx.execute("DELETE FROM trash WHERE id = ?", (row,))
     columns, rows = tables.pop("job", ([], []))
     jobs = [dict(zip(columns, values)) for values in rows]
@@ -126,7 +141,8 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     apps: Counter[str] = Counter()
     for table, (names, values) in tables.items():
         if table == "event":
-            names, values = names[1:], [value[1:] for value in values]  # its number may be used again
+            place = names.index("id")  # it may be used again
+            names, values = _without(names, place), [_without(value, place) for value in values]
         if table in _OF_JOB:
             values = [value for value in values if value[names.index("job")] not in taken]
         inserted = _insert(cx, table, names, values)
@@ -135,9 +151,23 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     message = "It was running when it was removed; taken back by balsam undo"
     apply(cx, [Transition(job, path, now, (message,)) for job in ran], states.USER)
     runs.end_unseen(cx, numbers, now, runs.KILLED)
-    graph.reconsider(cx, sorted({*numbers, *(child for _, child in pairs)}), now)
+    _reconsider(cx, numbers, [pair[edges[0].index("child")] for pair in pairs], now)
     actions.count(cx, by, len(restored) + apps["taken"])
     return apps + Counter(taken=len(restored), conflict=len(taken))
+
+
+def _reconsider(cx: sqlite3.Connection, restored: Sequence[int], children: Sequence[int], now: int) -> None:
+    """Update the restored jobs and their children: those that failed by the removal wait again, and so do their children."""
+    graph.recount(cx, {*restored, *children})
+    last = "SELECT message FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1"
+    failed = f"SELECT id FROM job WHERE state = '{states.FAILED}' AND id IN (SELECT value FROM json_each(?)) AND ({last}) = ?"
+    by_removal = [row[0] for row in cx.execute(failed, (id_list({*children} - {*restored}), graph.PARENT_REMOVED))]
+    graph.settle(cx, {*restored, *children}, now)
+    graph.reconsider(cx, by_removal, now)
+
+
+def _without(values: list[Any], place: int) -> list[Any]:
+    return [*values[:place], *values[place + 1 :]]
 
 
 def _taken(cx: sqlite3.Connection, jobs: Sequence[dict[str, Any]]) -> set[int]:

@@ -18,7 +18,7 @@ from balsam_lite.core.errors import DatabaseGone
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import binding, directories, schema
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.store import batch_jobs, leases
+from balsam_lite.db.store import batch_jobs, counters, leases, runs
 
 ELSEWHERE = Holder("elsewhere", "pid:[1]", 7, "9")
 
@@ -42,7 +42,8 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         lease = leases.open_lease(cx, "launcher", ELSEWHERE, "", 4_000_000_000_000_000)  # its clock is far ahead
         cx.execute("UPDATE job SET lease = ? WHERE id IN (?, ?)", (lease, running, prepared))
         cx.execute("UPDATE job SET state = 'RUNNING', attempt = 1 WHERE id = ?", (running,))
-        cx.execute("UPDATE state_count SET jobs = CASE state WHEN 'RUNNING' THEN 1 WHEN 'CREATED' THEN 2 ELSE 0 END")
+        runs.begin(cx, lease, [(running, 1, "elsewhere", "")])
+        counters.recount(cx)
         launch = batch_jobs.add(cx, {"scheduler": "slurm"}, 1)
         cx.execute("UPDATE job SET queued_launch_id = ? WHERE name = 'waits'", (launch,))
     bench.db.close()
@@ -63,6 +64,7 @@ def is_free_of_the_original(directory: Path, original: Bench) -> None:
             ("prepared", "CREATED", None, 0, None),
             ("waits", "CREATED", None, 0, None),
         ]
+        assert cx.execute("SELECT attempt, cause FROM run WHERE ended IS NOT NULL").fetchall() == [(1, "unknown")]
         message = cx.execute("SELECT message FROM event WHERE to_state = 'RESTART_READY'").fetchone()[0]
         assert "copy" in message and "launcher 1 (pid 7 on elsewhere)" in message
         assert cx.execute("SELECT count(*) FROM batch_job WHERE ended IS NULL").fetchone() == (0,)

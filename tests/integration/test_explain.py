@@ -545,7 +545,7 @@ def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
 def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     number = job(bench)
     user_actions.set_state(bench.db, [number], "FAILED")
-    return number, "it is FAILED because that was set by a user"
+    return number, r"it is FAILED, set by \w+ on "
 
 
 @case("failed")
@@ -566,7 +566,7 @@ def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
 def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     number = job(bench)
     user_actions.kill(bench.db, [number])
-    return number, "was killed"
+    return number, r"was killed by \w+ on \S+ \(.+\) at \d\d-\d\d-\d{4} "
 
 
 @case("stale")

@@ -161,7 +161,7 @@ CATALOGUE: dict[str, ReasonKind] = {
     "failed-killer": ReasonKind(
         "it kills its launchers: {why}", "Reduce what it takes of the node, such as memory. Then `balsam rerun --id {job}`."
     ),
-    "failed-by-user": ReasonKind("it is FAILED because that was {why}", "`balsam rerun --id {job}` runs it again."),
+    "failed-by-user": ReasonKind("it is FAILED, {why}", "`balsam rerun --id {job}` runs it again."),
     "failed": ReasonKind("it failed, cause {why}", "Correct the cause, then `balsam rerun --id {job}`."),
     "edited": ReasonKind(
         "{fields} changed since attempt {attempt}, and the next one has the new values",

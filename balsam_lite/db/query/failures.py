@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ...core import causes, states
+from ...core.clock import format_us
 from . import queries, select
 from .catalogue import Group, Reason, make
 from .edits import edits
@@ -88,7 +89,7 @@ def explain_ended(cx: sqlite3.Connection, number: int) -> list[Reason]:
         found = _stale(cx, job)
     elif job["state"] == states.USER_KILLED:
         message = _message(cx, number)
-        found = [make("killed", why=f": {message}" if message else "", job=short_id)]
+        found = [make("killed", why=f"{_by_whom(cx, number)}{f': {message}' if message else ''}", job=short_id)]
     else:
         found = _failed(cx, number, short_id)
     return found + _edited(cx, job, short_id)
@@ -102,20 +103,31 @@ def _failed(cx: sqlite3.Connection, number: int, short_id: str) -> list[Reason]:
         if root is not None:
             why = f"{cause}: {root.label} is {root.state}"
             if root.state == states.USER_KILLED:
-                return [make(code, why=why, job=root.short_id), make("killed", root.label, why="", job=root.short_id)]
+                killed = make("killed", root.label, why=_by_whom(cx, root.number), job=root.short_id)
+                return [make(code, why=why, job=root.short_id), killed]
             own = [reason._replace(who=root.label) for reason in _failed(cx, root.number, root.short_id)]
             return [make(code, why=why, job=root.short_id), *own]
     run = cx.execute("SELECT nodes, cause FROM run WHERE job = ? ORDER BY attempt DESC LIMIT 1", (number,)).fetchone()
     if run and run[1] == _OUT_OF_MEMORY and code in ("failed-exit", "failed-signal"):
         code = "failed-memory"
     message = _message(cx, number)
-    on = f" (on {run[0]})" if run and run[0] else ""
-    reason = make(code, why=f"{cause}{on}", job=short_id)
+    why = f"{cause} (on {run[0]})" if run and run[0] else cause
+    by_whom = _by_whom(cx, number) if cause == causes.SET_BY_USER else ""
+    reason = make(code, why=f"set{by_whom}" if by_whom else why, job=short_id)
     found = [reason._replace(text=f"{reason.text}\n{message}" if message else reason.text)]
     alike = cx.execute("SELECT jobs - 1 FROM failure WHERE cause = ?", (cause,)).fetchone()
     if alike and alike[0] > 0 and cause not in (causes.UNKNOWN, causes.OTHER):
         found.append(make("failed-alike", number=alike[0], where=_where(cx, cause, alike[0] + 1, besides=number)))
     return found
+
+
+def _by_whom(cx: sqlite3.Connection, number: int) -> str:
+    """Return who set the job's state, with which command and when; "" if that is not recorded."""
+    sql = """SELECT author.user, author.host, author.command, action.time FROM edit
+        JOIN action ON action.id = edit.action JOIN author ON author.id = action.author
+        WHERE edit.job = ? AND edit.field = 'state' ORDER BY action.id DESC LIMIT 1"""
+    row = cx.execute(sql, (number,)).fetchone()
+    return f" by {row[0]} on {row[1]} ({row[2]}) at {format_us(row[3])[:-7]}" if row else ""
 
 
 def _edited(cx: sqlite3.Connection, job: Mapping[str, Any], short_id: str) -> list[Reason]:

@@ -64,7 +64,7 @@ def lines_of(row: Row, of_site: str, width: int | None) -> Iterator[str]:
     """Yield the lines for one job, or for one group of jobs, of that width; None: of any."""
     if "reasons" not in row:
         label = "" if row["example"] is None else output.cute_id(row["example_name"], row["example"])
-        yield from _wrapped(f"{row['jobs']:>7}  ", _text(row) + of_site, width)
+        yield from _wrapped(f"{row['jobs']:>7}  ", output.reason_text(row) + of_site, width)
         if label:
             yield from _wrapped(" " * 9, f"such as {output.one_line(label)}", width)
         yield from _wrapped(
@@ -77,12 +77,8 @@ def lines_of(row: Row, of_site: str, width: int | None) -> Iterator[str]:
         return
     yield f"{label}{of_site} is {row['state']}:"
     for number, reason in enumerate(row["reasons"], 1):
-        yield from _wrapped(f"{number:>3}. ", _text(reason), width)
+        yield from _wrapped(f"{number:>3}. ", output.reason_text(reason), width)
         yield from _wrapped(" " * 5, f"To do: {reason['remedy']}", width)
-
-
-def _text(row: Row) -> str:
-    return f"{row['reason']} ({row['of']})" if row["of"] else str(row["reason"])
 
 
 def _wrapped(start: str, text: str, width: int | None) -> Iterator[str]:

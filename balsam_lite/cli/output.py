@@ -50,6 +50,12 @@ def basenames(line: str) -> str:
     return " ".join(os.path.basename(word) or word for word in line.split())
 
 
+def reason_text(reason: Mapping[str, Any]) -> str:
+    """Return a reason that `sites.explain` gave, with those of whom it is true before the lines of an output."""
+    first, newline, rest = str(reason["reason"]).partition("\n")
+    return f"{first} ({reason['of']}){newline}{rest}" if reason["of"] else str(reason["reason"])
+
+
 def plural(number: int, noun: str) -> str:
     """Return a number of things in words.
 

@@ -131,8 +131,7 @@ def _facts(row: Row, job: Row) -> Iterator[tuple[str, str]]:
     stale = ", stale" * bool(row["stale"])
     yield "State", f"{row['state']} since {display.moment(row['last_update'])} ({display.duration(since)}){stale}"
     for reason in row["reasons"]:
-        words = f"{reason['reason']} ({reason['of']})" if reason["of"] else str(reason["reason"])
-        yield "Why", output.many_lines(words)
+        yield "Why", output.many_lines(output.reason_text(reason))
         yield "", f"-> {output.one_line(reason['remedy'])}" if reason["remedy"] else ""
     yield "Application", output.one_line(row["app"] or "")
     missing = f"NO APPLICATION MATCHING {row['app']}"

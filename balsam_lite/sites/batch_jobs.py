@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core import states
@@ -16,13 +16,14 @@ from ..core.errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, 
 from ..core.settings import Settings, SettingsWarning
 from ..db.engine.connection import Connection, Database
 from ..db.query import filters, queries
+from ..db.query.catalogue import text_of
+from ..db.query.demand import Scope
 from ..db.query.fields import BATCH_JOB_OF_SITE, BATCH_JOB_STATES
 from ..db.query.filters import Conditions
 from ..db.query.queries import BatchRow
 from ..db.query.select import batch_job_rows, job_ids
-from ..db.query.takers import cost_of
+from ..db.query.takers import NodeKind, Taker
 from ..db.store import batch_jobs, claims
-from ..db.store.claims import Shape
 from ..launcher.exec import hardware
 from ..schedulers import base, submission
 from ..schedulers.base import LaunchRequest, Partition, validated
@@ -266,8 +267,11 @@ def warnings_for(db: Database, settings: Settings, request: LaunchRequest, sched
             workflows = claims.matching_workflows(cx, request.wf_filter) if request.wf_filter else None
             waiting = claims.waiting(cx, claims.Filter(workflows, serial_only=False, tags=tuple(tags.items())))
         gpus = _gpus_per_node(settings, request.nodes, scheduler_name) if waiting else None
+        kind = NodeKind(part.num_nodes, None, gpus)
+        taker = Taker("", Scope(), (kind,), serial_only=part.job_mode == "serial", launch=0)
         for shape, jobs, _ in waiting:
-            found += [f"{jobs} matching job(s) {reason}." for reason in _obstacles(shape, part, gpus)]
+            obstacles = taker.size_obstacles(shape)
+            found += [f"{jobs} matching job(s): {text_of(one, taker.what)}." for one in obstacles]
     found += _missing_mpi4py(request, scheduler_name)
     return list(dict.fromkeys(found if matches else ["No waiting job matches this launch.", *found]))
 
@@ -291,17 +295,6 @@ def _missing_mpi4py(request: LaunchRequest, scheduler_name: str) -> list[str]:
         f"A {request.job_mode} launcher on several nodes needs mpi4py, which {sys.executable} does not have here. "
         "Without it there, it fails at its start: `pip install mpi4py`, or load the module that has it in the job template."
     ]
-
-
-def _obstacles(shape: Shape, part: Partition, gpus: float | None) -> Iterator[str]:
-    """Yield the reasons why the launcher will never run such jobs."""
-    if part.job_mode == "serial" and not shape.is_serial:
-        yield "have several ranks: they need --job-mode=mpi or mixed"
-    if shape.num_nodes > part.num_nodes:
-        yield f"need {shape.num_nodes} nodes, the launcher has {part.num_nodes}"
-    wanted = cost_of(shape).gpus
-    if gpus is not None and wanted > gpus:
-        yield f"need {wanted:g} GPU(s) per node, the nodes have {gpus:g} (GPUS_PER_NODE of the settings sets how many)"
 
 
 def _gpus_per_node(settings: Settings, nodes: int, scheduler_name: str) -> float | None:

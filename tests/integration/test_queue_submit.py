@@ -221,10 +221,14 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     ("job", "words", "said"),
     [
         ({"tags": {"workflow": "other"}}, [], "No waiting job matches this launch."),
-        ({"num_nodes": 3}, [], "1 matching job(s) need 3 nodes, the launcher has 1."),
-        ({"gpus_per_rank": 4, "ranks_per_node": 4}, [], "1 matching job(s) need 16 GPU(s) per node, the nodes have 4"),
-        ({"ranks_per_node": 2}, ["--job-mode", "serial"], "1 matching job(s) have several ranks: they need --job-mode=mpi"),
-        ({"num_nodes": 2}, ["-n", "3", "-p", "mpi:2:k=v", "-p", "mpi:1"], "need 2 nodes, the launcher has 1."),
+        ({"num_nodes": 3}, [], "1 matching job(s): needs 3 nodes, this launch has 1."),
+        (
+            {"gpus_per_rank": 4, "ranks_per_node": 4},
+            [],
+            "needs 16 GPUs per node, the nodes of this launch have 4.",
+        ),
+        ({"ranks_per_node": 2}, ["--job-mode", "serial"], "1 matching job(s): needs --job-mode=mpi or mixed."),
+        ({"num_nodes": 2}, ["-n", "3", "-p", "mpi:2:k=v", "-p", "mpi:1"], "needs 2 nodes, this launch has 1."),
         ({}, [], ""),
     ],
 )

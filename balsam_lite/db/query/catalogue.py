@@ -188,7 +188,9 @@ class Reason(NamedTuple):
     who: str = ""  # the launchers or launches of which it is true; "": it is true of the job whatever runs it
 
     def __str__(self) -> str:
-        return f"{self.text} ({self.who})" if self.who else self.text
+        """Return the sentence with those of whom it is true, which come before the lines of an output."""
+        first, newline, rest = self.text.partition("\n")
+        return f"{first} ({self.who}){newline}{rest}" if self.who else self.text
 
 
 class Group(NamedTuple):
@@ -206,6 +208,6 @@ def make(code: str, who: str = "", /, **values: object) -> Reason:
     return Reason(code, entry.sentence.format_map(known), entry.remedy.format_map(known), who)
 
 
-def text_of(obstacle: Obstacle) -> str:
-    """Return the sentence of an obstacle, as the launcher itself says it."""
-    return make(obstacle.code, **obstacle.values).text
+def text_of(obstacle: Obstacle, taker: str = "this launcher") -> str:
+    """Return the sentence of an obstacle, as the launcher or the launch itself tells it."""
+    return make(obstacle.code, **{"taker": taker, **obstacle.values}).text

@@ -65,7 +65,7 @@ class NodeKind(NamedTuple):
 
     nodes: int
     cpus: int | None
-    gpus: int | None
+    gpus: float | None
 
     def lacks(self, cost: Cost) -> str:
         """Return which of "gpus" and "cpus" such a node does not have enough of for a job of that cost; "" if none."""
@@ -122,7 +122,7 @@ class Taker(NamedTuple):
     @property
     def what(self) -> str:
         """Return "this launcher" or "this launch"."""
-        return "this launcher" if self.lease is not None or not self.name else "this launch"
+        return "this launch" if self.lease is None and self.launch is not None else "this launcher"
 
     def scope_obstacles(self, workflow: str, tags: Mapping[str, str], launch: int | None) -> list[Obstacle]:
         """Return why it takes no job of that workflow, with these tags, planned for that launch."""

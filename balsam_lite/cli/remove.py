@@ -31,9 +31,14 @@ def _running(default: bool) -> Callable[[_Function], _Function]:
     return option("--running/--no-running", cls=LaterOption, default=default, help=text.replace("no running", "no-running"))
 
 
-_NO_TRASH = option("--no-trash", is_flag=True, help="Remove for good: else `balsam undo` can take it back for thirty days.")
+_NO_TRASH = option(
+    "--no-trash", cls=LaterOption, is_flag=True, help="Remove for good: else `balsam undo` can take it back for thirty days."
+)
 _WORKDIRS = option(
-    "--workdirs", is_flag=True, help="Also remove the working directories, for good; not those outside of data/ or shared."
+    "--workdirs",
+    cls=LaterOption,
+    is_flag=True,
+    help="Also remove the working directories, for good; not those outside of data/ or shared.",
 )
 
 

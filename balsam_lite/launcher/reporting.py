@@ -26,6 +26,8 @@ from .placement import NodePool
 
 log = logging.getLogger(__name__)
 
+#: Maximum number of reasons that a launcher gives for waiting jobs at once.
+_MAX_SENTENCES = 20
 #: Maximum number of reasons that are written above the progress line at once.
 _MAX_TOLD = 5
 #: The final states that are counted apart in the progress of a launcher.
@@ -105,8 +107,8 @@ class Obstacles:
         return self.taker().as_note(self._ends_us)
 
     def survey(self, only: Filter) -> list[str]:
-        """Return a sentence for each kind of waiting job that this launcher did not take, with the reason."""
-        reasons = []
+        """Return a sentence for each reason why this launcher did not take jobs, the one of most jobs first."""
+        kinds: dict[str, list[tuple[int, Shape]]] = {}  # by reason, the number and shape of waiting jobs
         self.left = Counter(self._setbacks.reasons.values())
         taker = self.taker(only.minutes_left)
         with self._db.read() as cx:
@@ -114,8 +116,7 @@ class Obstacles:
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = _why_not(taker, shape, shortest)
                 reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
-                words = " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
-                reasons.append(f"{jobs} waiting job(s) like {words}: {reason}")
+                kinds.setdefault(reason, []).append((jobs, shape))
                 self.left[reason] += jobs
             suspects = Counter(
                 _why_not(taker, Shape._make(one.entry.shape), one.entry.minutes) for one in claims.suspects_of(cx, only)
@@ -123,6 +124,7 @@ class Obstacles:
             counts = demand.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
             listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
+        reasons = _sentences(kinds)
         for reason, jobs in suspects.items():
             reason = _RUNS_APART if reason in (_NO_PLACE, _APART) else reason
             self.left[reason] += jobs
@@ -149,6 +151,19 @@ class Obstacles:
         limits = self._limits
         launch = limits.launch if limits.launch_only else None
         return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only, by_large_write)
+
+
+def _sentences(kinds: Mapping[str, list[tuple[int, Shape]]]) -> list[str]:
+    """Return a sentence for each reason, with its number of waiting jobs and the shape of most of these."""
+    found = []
+    for reason, alike in sorted(kinds.items(), key=lambda item: -sum(jobs for jobs, _ in item[1])):
+        _, shape = max(alike)
+        words = " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
+        others = f" and {len(alike) - 1} other kind(s)" if len(alike) > 1 else ""
+        found.append(f"{sum(jobs for jobs, _ in alike)} waiting job(s) like {words}{others}: {reason}")
+    if len(found) > _MAX_SENTENCES:
+        found[_MAX_SENTENCES:] = [f"and {len(found) - _MAX_SENTENCES} more reasons: `balsam explain` tells them"]
+    return found
 
 
 def _why_not(taker: Taker, shape: Shape, shortest: int) -> str:

@@ -391,3 +391,14 @@ def test_the_last_words_are_jobs_then_attempts_then_failures_by_cause_then_what_
     assert last[0].endswith("): 1 JOB_FINISHED, 1 FAILED; 3 attempts: 1 done, 2 failed")
     assert last[1] == "FAILED jobs by cause: exit code 3 (1)"
     assert last[2].startswith("Left: 1 waiting job(s)")
+
+
+def test_what_is_left_is_grouped_by_reason(bench):
+    bench.app("good", "true")
+    bench.add({"application": "good", "num_nodes": nodes} for nodes in range(2, 40))
+    bench.add([{"application": "good"}] * 2)
+    assert bench.run("--nodes", "1") == 0
+    lines = [line.partition("] ")[2] for line in said(bench).splitlines()]
+    (left,) = (line for line in lines if line.startswith("Left: "))
+    assert left.startswith("Left: 38 waiting job(s) like num_nodes=39 ")
+    assert " and 37 other kind(s): needs --job-mode=mpi" in left

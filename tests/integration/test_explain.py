@@ -634,6 +634,32 @@ def test_a_short_job_outside_of_a_filter_is_not_told_the_reason_of_a_long_one_in
     assert [one["code"] for one in row["reasons"]] == ["other-workflow"]
 
 
+def test_listings_have_the_first_reason_of_each_job(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = launcher(bench, scope=Scope("w"), ends_us=now_us() + 20 * MINUTE_US)
+    bench.app("gone", "true")
+    held, *_ = bench.add([
+        {"application": "true", "workflow": "w", "num_nodes": 2, "priority": 1},
+        {"application": "true", "workflow": "w", "wall_time_minutes": 30},
+        {"application": "gone", "workflow": "w"},
+        {"application": "true", "workflow": "v", "tags": {"a": "b"}},
+    ])  # fmt: skip
+    with bench.db.write() as cx:
+        cx.execute("DELETE FROM app WHERE name = 'gone'")
+    holds(bench, lease, held)
+    silent = lease_of(bench, holder=Holder("far", "1", 7, "1"), opened_us=now_us() - 10 * MINUTE_US)
+    holds(bench, silent, job(bench, workflow="v"))
+    for words in (("ls",), ("job", "ls")):
+        assert main(["--db", bench.directory, *words, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["waits_for"].partition(" (")[0] for row in rows] == [
+            "",
+            "wall_time_minutes is 30 or more, 20.0 minutes are left",
+            "its application 'gone' is not registered, so that it would fail",
+            "it takes only jobs of workflow w, and this is one of v",
+            "launcher 2",
+        ]
+
+
 # --- sets -------------------------------------------------------------------------------------------------------------
 
 

@@ -163,16 +163,18 @@ def explain_job(cx: sqlite3.Connection, number: int, around: Surroundings) -> li
 
 
 def first_reasons(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]], around: Surroundings) -> dict[int, str]:
-    """Return by number the first reason why waiting jobs do not run; fields as of `COLUMNS`, of which some may be missing."""
+    """Return by number the first reason why waiting jobs do not run, given as rows of `select.jobs_page` or of the table."""
     found: dict[int, str] = {}
     known: dict[tuple[Any, ...], str] = {}
     waiting = _Waiting(cx, around)
     for job in jobs:
         if job["state"] not in WAITING_STATES and (job["state"] != states.RUNNING or job.get("lease") not in around.holders):
             continue
-        key = (*(job.get(name) for name in COLUMNS[3:-2]), str(job.get("tags")))
+        values = {name: job[name if name in job else field_specs.WORKSHOP_NAMES[name]] for name in COLUMNS}
+        values["tags"] = json.loads(values["tags"]) if isinstance(values["tags"], str) else values["tags"]
+        key = (*(values[name] for name in COLUMNS[3:-2]), str(values["tags"]))
         if key not in known:
-            reasons = waiting.reasons({**dict.fromkeys(COLUMNS), **job})
+            reasons = waiting.reasons(values)
             known[key] = str(reasons[0]) if reasons else ""
         found[job["id"]] = known[key]
     return {number: reason for number, reason in found.items() if reason}

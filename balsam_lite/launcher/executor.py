@@ -68,6 +68,14 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         """Kill the job if it has not started; return whether it is cancelled. Jobs that wait for it fail."""
         return self.cancelled() or bool(self._executor._cancel([self]))
 
+    def _repr_html_(self) -> str:
+        from ..core.notebook import html_form
+
+        error = self.exception() if self.done() and not self.cancelled() else None
+        state = states.USER_KILLED if self.cancelled() else self._status.state or "deleted"
+        shown = {"job": self.number, "state": state, "error": error}
+        return html_form("BalsamFuture", {name: value for name, value in shown.items() if value is not None})
+
     def __reduce__(self) -> Any:
         raise TypeError("a BalsamFuture can be an argument itself, but not be inside of one")
 

@@ -21,8 +21,8 @@ from .charts import KINDS, Size
 from .drawing import WIDTH, drawing
 from .svg import svg
 
-#: Rows of the table of jobs, of those that are printed on paper, and of each table of the record.
-MAX_JOBS, _PRINTED, _MAX_ROWS = 5000, 200, 200
+#: Rows of the table of jobs, of those that are visible at first and that are printed on paper, and of each table of the record.
+MAX_JOBS, VISIBLE_JOBS, _PRINTED, _MAX_ROWS = 5000, 500, 200, 200
 _TEMPLATE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates", "report.html")
 _HEADINGS = {
     "states": "Jobs by state", "throughput": "Throughput", "utilization": "Nodes in use", "gantt": "Runs by node",
@@ -140,7 +140,7 @@ def render(found: Sequence[SiteData], conditions: str, now_us: int) -> str:
         figures=[_figure(kind, whole, place, Markup) for kind in _HEADINGS] if total else [],
         table_text=f"{shown}: first those that failed, then the others, in the order of their run times.",
         table_states=[state for state in states.STATES if any(job["state"] == state for job in rows)],
-        columns=_COLUMNS, jobs=rows, cells=cells, printed=_PRINTED, record=_record(found, whole),
+        columns=_COLUMNS, jobs=rows, cells=cells, printed=_PRINTED, visible=VISIBLE_JOBS, record=_record(found, whole),
         colours=COLOURS, signs=SIGNS, ink=ink,
     )  # fmt: skip
 

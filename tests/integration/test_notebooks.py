@@ -82,6 +82,16 @@ def test_a_job_that_has_run_has_its_node_and_run_time(db):
     assert list(BalsamJob.objects.filter(id=2).to_df("runtime", "node").runtime) == [90]
 
 
+def test_futures_of_calls_show_their_jobs(db):
+    from balsam_lite.launcher.futures import BalsamExecutor
+
+    with BalsamExecutor() as executor:
+        future = executor.submit(len, "abc")
+        assert ">· CREATED</span>" in future._repr_html_()
+        assert future.cancel()
+        assert "USER_KILLED" in future._repr_html_()
+
+
 def test_sets_of_dicts_are_tables_and_those_of_tuples_are_text(db):
     assert ">name</th>" in BalsamJob.objects.values("name", "state")._repr_html_()
     assert BalsamJob.objects.values_list("name")._repr_html_() is None

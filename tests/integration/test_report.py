@@ -259,11 +259,11 @@ def test_the_table_is_sorted_by_a_click_and_by_the_keyboard(browser: Browser) ->
 
 
 def test_the_table_is_filtered_by_words_and_by_state(browser: Browser) -> None:
-    assert browser.evaluate("document.getElementById('count').textContent") == "40 of 40 shown"
+    assert browser.evaluate("document.getElementById('count').textContent") == "40 of 40 jobs match"
     browser.click("#find")
     browser.type("PRI ze".replace(" ", ""))
     assert browser.evaluate(_SHOWN) == [8]
-    assert browser.evaluate("document.getElementById('count').textContent") == "1 of 40 shown"
+    assert browser.evaluate("document.getElementById('count').textContent") == "1 of 40 jobs match"
     browser.evaluate("document.getElementById('find').value = ''; document.getElementById('find').focus()")
     browser.press("Tab")
     browser.type("")
@@ -277,6 +277,23 @@ def test_the_table_is_filtered_by_words_and_by_state(browser: Browser) -> None:
     browser.click("#jobs th:nth-child(8) button")
     browser.click("#jobs th:nth-child(8) button")
     assert browser.evaluate(_SHOWN) == [10, 20, 30, 40], "sorting keeps the filter"
+
+
+def test_of_very_many_jobs_the_first_are_visible_until_all_are_asked_for(
+    db: Path, run_balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "VISIBLE_JOBS", 6)
+    run_balsam("report", "-o", "x.html")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(db / "x.html")
+        assert browser.evaluate(_SHOWN) == [40, 30, 20, 10, 39, 38]
+        assert browser.evaluate("document.getElementById('count').textContent") == "40 of 40 jobs match, the first 6 are shown"
+        browser.click("#jobs th:nth-child(8) button")
+        browser.click("#jobs th:nth-child(8) button")
+        assert browser.evaluate(_SHOWN) == [1, 2, 3, 4, 5, 6], "those that are first in the order"
+        browser.click("#all")
+        assert len(browser.evaluate(_SHOWN)) == 40
+        assert browser.evaluate("document.getElementById('all').hidden")
 
 
 def test_the_page_follows_a_dark_scheme_and_fits_narrow_windows_and_paper(browser: Browser) -> None:

@@ -444,6 +444,14 @@ class BalsamJob(StoredRecord):
         """Return one line `[MM-DD-YYYY HH:MM:SS.ffffff STATE] message` for each state it has been in, in UTC."""
         return "\n".join(f"[{format_us(time)} {state}] {message}".rstrip() for time, _, state, message in self._events())
 
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """Return what users and scripts changed in its fields, oldest first: see `db.query.edits`."""
+        from .query import edits
+
+        with self._db.read() as cx:
+            return edits.edits(cx, [self._number()])
+
     def get_recent_state_str(self) -> str:
         """Return the last line of its history."""
         time, _, state, message = self._events()[-1]

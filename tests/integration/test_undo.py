@@ -168,6 +168,23 @@ def test_an_application_returns_with_its_jobs(bench: Bench) -> None:
     assert bench.states() == {"JOB_FINISHED": 3}
 
 
+def test_a_salvaged_db_has_the_changes_and_the_removed_jobs(bench: Bench, tmp_path: Path) -> None:
+    chain(bench)
+    run(bench, "modify", "j1", "args", "-n 5")
+    run(bench, "rm", "jobs", "--name", "j5", "--yes")
+    run(bench, "killjob", "--name", "j0", "--yes")
+    new = str(tmp_path / "new")
+    run(bench, "db", "salvage", new)
+    for command, restored in (("killjob", 1), ("rm", 1), ("modify", 1)):
+        code, out, err = balsam(new, "undo", "--yes")
+        assert (code, f"`balsam {command}`" in out, f"{restored} job restored" in out) == (0, True, True), (out, err)
+    code, out, _ = balsam(new, "ls", "--history")
+    assert code == 0 and out.count("EDITED") == 2
+    assert balsam(new, "ls", "--by-states", "--json")[1].count("AWAITING_PARENTS") == 1
+    code, out, _ = balsam(new, "db", "check", "--seconds", "0")
+    assert code == 0, out
+
+
 # --- states and fields ------------------------------------------------------------------------------------------------
 
 

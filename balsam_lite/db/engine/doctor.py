@@ -102,6 +102,11 @@ _RULES = (
         NOTE,
     ),
     Rule(
+        "SELECT count(*) FROM edit WHERE job NOT IN (SELECT id FROM job) OR action NOT IN (SELECT id FROM action)",
+        "{} recorded change(s) are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
         "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
         "{} event(s) are of jobs that are not there, which does no harm.",
         NOTE,

@@ -298,6 +298,8 @@ _WORDS = {
 _SINCE = {"failure": 7}
 _MAX_RANGES = 8
 _INSERTS, _RUN = "large_write", "run"
+#: What users changed and removed, since version 7. `edit` has no row ids.
+_CHANGES = ("author", "action", "edit_text", "trash", "edit")
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -332,7 +334,7 @@ def salvage(directory: str, target: str) -> Salvaged:
     try:
         before = wal.state_of(path)
         with Image(path) as image:
-            tables, edges, found_runs, notes = _read(image)
+            tables, edges, found_runs, changes, notes = _read(image)
         if wal.state_of(path) != before:
             raise DatabaseBusy(f"The DB {directory} was written meanwhile.", hint="End its launchers and its service first.")
     except OSError as exc:
@@ -343,6 +345,7 @@ def salvage(directory: str, target: str) -> Salvaged:
         db = directories.set_up(target)
         with db.write() as cx:
             notes += _write(cx, tables, edges, found_runs)
+            _write_changes(cx, changes)
         db.close()
         directories.remember(db.directory)
     except BaseException:  # half a DB would look like a complete one
@@ -356,8 +359,10 @@ def salvage(directory: str, target: str) -> Salvaged:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]], list[Row] | None, list[str]]:
-    """Return the tables, the dependencies, the runs (None: the file is of a version that has none) and notes on them."""
+def _read(
+    image: Image,
+) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]], list[Row] | None, dict[str, list[Row]], list[str]]:
+    """Return the tables, the dependencies, the runs (None: the file's version has none), what users changed, and notes."""
     notes: list[str] = []
     plan = _plan(image, notes)
     tables: dict[str, SalvagedTable] = {}
@@ -378,7 +383,26 @@ def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]],
     edges, damaged = _dependencies(image, plan, set(tables["job"].rows))
     if damaged:
         notes.append("some dependencies may be lost: both places in which they are noted are damaged")
-    return tables, edges, _runs(image, plan, notes), notes
+    return tables, edges, _runs(image, plan, notes), _changes(image, plan, notes), notes
+
+
+def _changes(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], notes: list[str]) -> dict[str, list[Row]]:
+    """Return the readable rows of the tables `_CHANGES`."""
+    lost: list[LostPage] = []
+    found: dict[str, list[Row]] = {}
+    for name in _CHANGES:
+        if name not in plan:
+            continue
+        root, columns = plan[name]
+        if name == "edit":
+            rows = list(image.entries(root, lost))
+        else:
+            leaves = image.leaves(root, lost, set())
+            rows = [(number, *row[1:]) for leaf in leaves for number, row in image.rows(leaf, lost)]
+        found[name] = [row for row in rows if len(row) == len(columns)]
+    if lost:
+        notes.append("the record of some changes by users is lost, or some removed jobs, which cannot be taken back")
+    return found
 
 
 def _runs(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], notes: list[str]) -> list[Row] | None:
@@ -403,6 +427,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
         for row in (row for leaf in leaves for _, row in image.rows(leaf, lost)):
             if len(row) == 5 and isinstance(row[3], int):
                 found[str(row[1])] = (row[3], str(row[4] or ""))
+    changes = {name: (found[name][0], _columns(found[name][1], name)) for name in _CHANGES if name in found}
     version = image.version if 0 < image.version <= schema.VERSION else schema.VERSION
     names: tuple[str, ...] = tuple(name for name in _TABLES if _SINCE.get(name, 1) <= version)
     names = (*names, "dependency", "dependency_child")
@@ -418,7 +443,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
         plan[name] = (root if _is_plausible(image, root, name, len(columns)) else 0, columns)
     if version < schema.VERSION:
         notes.append(f"it was of schema version {version}, and is of version {schema.VERSION} now")
-    return plan
+    return {**plan, **changes}
 
 
 def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: SalvagedTable) -> int:
@@ -579,6 +604,15 @@ def _write(
     if missing:
         notes.append(f"applications that jobs name and that are lost: {', '.join(sorted(missing))}; add them with `balsam app`")
     return notes
+
+
+def _write_changes(cx: sqlite3.Connection, changes: Mapping[str, list[Row]]) -> None:
+    """Add what users changed in the jobs that were found, and what they removed."""
+    for name, rows in changes.items():
+        if rows:
+            cx.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    cx.execute("DELETE FROM edit WHERE job NOT IN (SELECT id FROM job) OR action NOT IN (SELECT id FROM action)")
+    cx.execute("DELETE FROM trash WHERE action NOT IN (SELECT id FROM action)")
 
 
 def _insert(cx: sqlite3.Connection, name: str, table: SalvagedTable) -> int:

@@ -86,6 +86,26 @@ def test_the_time_left_is_unknown_where_an_application_has_never_run(db: Databas
     assert "time left: about 15 s" in run("status", "--wf", "w")[1]
 
 
+def test_the_time_left_counts_jobs_from_all_over_the_table(db: Database) -> None:
+    with db.write() as cx:
+        cx.execute("INSERT INTO app (name, executable) VALUES ('long', 'true')")
+    for application in ("sh", "long"):
+        insert.add_jobs(db, [{"name": f"{application}{n}", "workflow": "w", "application": application} for n in range(1500)])
+    now_us = SystemClock.now_us()
+    with db.write() as cx:
+        for job, seconds in ((1, 10), (1501, 100)):
+            cx.execute(
+                "INSERT INTO run (job, attempt, started, ended) VALUES (?, 0, ?, ?)",
+                (job, now_us - seconds * SECOND_US, now_us),
+            )
+            cx.execute(
+                "INSERT INTO event (job, time, from_state, to_state) VALUES (?, ?, 'RUNNING', 'RUN_DONE')", (job, now_us)
+            )
+    with db.read() as cx:
+        left_s = progress.seconds_left(cx, {}, {"CREATED": 3000, "JOB_FINISHED": 100}, 10)
+    assert left_s == pytest.approx(1500 * 110 / 10, rel=0.1)
+
+
 def test_the_rate_is_that_of_the_last_minutes(db: Database) -> None:
     insert.add_jobs(db, [{"name": f"j{n}", "workflow": f"w{n % 2}", "application": "sh"} for n in range(20)])
     lease, taken = take(db, 20)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ...core import states
 from ...core.clock import SECOND_US
-from ..engine.schema import sql_list
+from ..engine.schema import VISIBLE, sql_list
 from .filters import Conditions
 from .operators import Term, execute
 
@@ -20,7 +20,9 @@ from .operators import Term, execute
 RATE_WINDOW_S = 300
 _MAX_EVENTS = 10_000
 #: Ended runs from which run times are learnt, and waiting jobs of each state whose applications are counted.
-_MAX_RUNS, _MAX_WAITING = 2000, 500
+_MAX_RUNS, _MAX_WAITING = 1000, 500
+#: Places of the table from which such jobs are taken.
+_PLACES = 10
 
 
 class Rate(NamedTuple):
@@ -79,17 +81,31 @@ def seconds_left(cx: sqlite3.Connection, where: Mapping[str, Any], pending: Mapp
     for state, number in pending.items():
         if state in states.END_STATES or not number:
             continue
-        term = _of_jobs({**where, "$and": [*where.get("$and", ()), {"state": state}]})
-        sql = f"""SELECT application, count(*) FROM (SELECT application FROM job WHERE {term.sql} LIMIT {_MAX_WAITING})
-            GROUP BY application"""
-        found = execute(cx, sql, term.parameters).fetchall()
-        seen = sum(count for _, count in found)
-        for application, count in found:
-            jobs[application] = jobs.get(application, 0.0) + number * count / seen
+        some = _some_applications(cx, where, state)
+        for application in some:
+            jobs[application] = jobs.get(application, 0.0) + number / len(some)
     means = _mean_runtimes(cx)
     if not means.keys() >= jobs.keys():
         return None
     return sum(number * means[application] for application, number in jobs.items()) / running
+
+
+def _some_applications(cx: sqlite3.Connection, where: Mapping[str, Any], state: str) -> list[str]:
+    """Return the applications of some of the matching jobs in a state; without conditions of jobs from all over the table."""
+    if where:
+        term = _of_jobs({**where, "$and": [*where.get("$and", ()), {"state": state}]})
+        rows = execute(cx, f"SELECT application FROM job WHERE {term.sql} LIMIT {_MAX_WAITING}", term.parameters)
+        return [application for (application,) in rows]
+    # Two subqueries, as SQLite would read all rows of the state for both ends in one.
+    end = "(SELECT {}(id) FROM job INDEXED BY job_state WHERE state = ?)"
+    first, last = cx.execute(f"SELECT {end.format('min')}, {end.format('max')}", (state, state)).fetchone()
+    if first is None:
+        return []
+    sql = f"SELECT id, application FROM job INDEXED BY job_state WHERE state = ? AND id >= ? AND {VISIBLE} ORDER BY id LIMIT ?"
+    found: dict[int, str] = {}
+    for place in range(_PLACES):
+        found.update(cx.execute(sql, (state, first + (last - first) * place // _PLACES, _MAX_WAITING // _PLACES)))
+    return list(found.values())
 
 
 def _mean_runtimes(cx: sqlite3.Connection) -> dict[str, float]:

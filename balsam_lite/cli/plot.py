@@ -92,7 +92,7 @@ def plot(
         figures.check_path(output, kind == "dag")
     draw, parts = charts.KINDS[kind]
     found = ask_sites(site, lambda one: campaign.read(one, where, parts, now_us, window))
-    sites = ", ".join(entry.name for entry, _ in found)
+    sites = one_line(", ".join(entry.name for entry, _ in found))
     style = _style()
     fineness = charts.Size() if output or as_json else style.fineness
     picture = draw(campaign.merged([one for _, one in found]), sites if len(sites) <= 40 else f"{len(found)} sites", fineness)

@@ -119,7 +119,7 @@ class Size(NamedTuple):
     """How fine the charts are: pieces of time, and rows of lanes."""
 
     columns: int = 240
-    rows: int = 80
+    rows: int = 100
 
 
 def as_json(picture: Picture) -> dict[str, Any]:

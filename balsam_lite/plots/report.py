@@ -34,7 +34,7 @@ _COLUMNS = (
     ("Job", False), ("Workflow", False), ("Application", False), ("State", False), ("Attempts", True), ("Node", False),
     ("Started (UTC)", True), ("Run time", True), ("Memory", True), ("Failure", False),
 )  # fmt: skip
-_FINENESS = Size(columns=240, rows=60)
+_FINENESS = Size(columns=240, rows=100)
 
 
 class SiteData(NamedTuple):

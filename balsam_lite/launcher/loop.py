@@ -131,7 +131,7 @@ class Launcher:
         self._drains = False  # starts nothing else, since suspects have waited for long
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
-        self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks, clock)
+        self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks, clock, steps.room)
         self._steps_done = 0
         self._well_at = now  # when a run or step has ended, or the trouble began
         self._noted = self.obstacles.state  # the state that the lease's note reports

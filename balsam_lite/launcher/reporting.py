@@ -72,8 +72,11 @@ class Limits(NamedTuple):
 class Obstacles:
     """The reasons why one launcher does not run jobs of a DB, as of the last `survey`."""
 
-    def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks, clock: Clock) -> None:
+    def __init__(
+        self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks, clock: Clock, steps: int
+    ) -> None:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
+        self._steps = steps  # how many jobs it holds at once for these
         ends_at = limits.ends_at
         self._ends_us = None if ends_at is None else clock.now_us() + int((ends_at - clock.monotonic()) * SECOND_US)
         #: Whether the launcher starts nothing together with what it runs.
@@ -95,6 +98,7 @@ class Obstacles:
             limits.launch,
             self._pause.reason,
             self.is_apart,
+            self._steps,
         )
 
     @property

@@ -106,7 +106,7 @@ def test_each_command_line_of_a_document_can_be_parsed(path: Path) -> None:
 def test_each_command_in_the_remedy_of_a_reason_can_be_parsed(code: str) -> None:
     for line in re.findall(r"`(balsam [^`]+)`", CATALOGUE[code].remedy):
         with suppress(click.MissingParameter):  # it names a command, not all that it needs
-            parse(shlex.split(re.sub(r"\{\w+\}|MINUTES", "7", line))[1:])
+            parse(shlex.split(re.sub(r"\{\w+\}|MINUTES|NUMBER", "7", line))[1:])
 
 
 #: Pages that also tell of other programs' options.

@@ -359,6 +359,14 @@ def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     return job(bench), r"waits for a free place: 1 job\(s\) run, the first should end in about (19|20) min"
 
 
+@case("no-step")
+def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    lease = launcher(bench, steps=2)
+    with bench.db.write() as cx:
+        claims.hold_for_step(cx, lease, bench.add([{"application": "true", "stage_in_url": "scp:far:x"}] * 2))
+    return job(bench, stage_in_url="scp:far:x"), r"waits to be prepared, as 2 other job\(s\) are in their steps"
+
+
 @case("priority")
 def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     running = job(bench, num_nodes=2)

@@ -352,7 +352,7 @@ def test_a_launcher_that_leaves_names_the_change_that_its_jobs_wait_for(db):
         cx.execute("UPDATE job SET state = 'CREATED', unfinished_parents = 0 WHERE id = ?", jobs[-1:])
         cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (large_writes.held_until(1), jobs[0]))
     limits = reporting.Limits(None, True, None, 1.0)
-    seen = reporting.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks(), SystemClock())
+    seen = reporting.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks(), SystemClock(), 4)
     told = seen.survey(claims.Filter())
     assert told[0].endswith("waits for the end of a change of very many jobs")
     assert "1 job(s) wait for the end of a change of very many jobs" in told

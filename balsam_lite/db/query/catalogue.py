@@ -96,6 +96,10 @@ CATALOGUE: dict[str, ReasonKind] = {
         "Give them more places: another launcher, more --nodes, or a larger node_packing_count of the jobs.",
     ),
     "no-place": ReasonKind("waits for a free place{running}", "Wait, or start another launcher."),
+    "no-step": ReasonKind(
+        "waits to be prepared, as {steps} other job(s) are in their steps",
+        "Wait, or start a launcher with more threads: `balsam launcher --num-transition-threads NUMBER`.",
+    ),
     "priority": ReasonKind("{number} other job(s) come first", "`balsam modify {job} priority NUMBER`; larger is earlier."),
     # --- launches
     "launch-queued": ReasonKind(

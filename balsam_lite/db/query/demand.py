@@ -93,7 +93,8 @@ class HeldRun(NamedTuple):
     job: int
     shape: Shape
     minutes: int  # its estimate
-    began_us: int | None  # None: it does not run
+    began_us: int | None  # None: it has never run
+    is_running: bool  # else a step before or after its run
 
 
 class HeldJobs(NamedTuple):
@@ -108,11 +109,11 @@ def held(cx: sqlite3.Connection, lease: int) -> HeldJobs:
     jobs = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0]
     sample = cx.execute(
         f"""SELECT {", ".join(field_specs.SHAPE_FIELDS)}, id, wall_time_minutes,
-            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
-            FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
+            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}'),
+            state = '{states.RUNNING}' FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
         (lease, _SAMPLE),
     )
-    return HeldJobs(jobs, [HeldRun(job, Shape(*shape), minutes, began_us) for *shape, job, minutes, began_us in sample])
+    return HeldJobs(jobs, [HeldRun(row[4], Shape(*row[:4]), row[5], row[6], bool(row[7])) for row in sample])
 
 
 def width(num_nodes: int, node_packing_count: int) -> float:

@@ -229,11 +229,18 @@ class _Kind(NamedTuple):
     workflow: str
     queued_launch_id: int | None
     application: str
+    has_stage_in: bool
     tags: tuple[tuple[str, str], ...]  # of those for which a launcher or launch asks
 
     def as_job(self, example: int) -> dict[str, Any]:
         """Return it in the form of a job."""
-        own = {"id": example, "wall_time_minutes": self.minutes, "tags": dict(self.tags), "lease": None}
+        own = {
+            "id": example,
+            "wall_time_minutes": self.minutes,
+            "tags": dict(self.tags),
+            "lease": None,
+            "stage_in_url": "x" * self.has_stage_in,
+        }
         return {**dict.fromkeys(COLUMNS), **self._asdict(), **self.shape._asdict(), **own}
 
 
@@ -249,7 +256,7 @@ def _kinds(
     columns = f"""job.id, CASE WHEN start_after IS NULL OR start_after <= {around.now_us:d} THEN NULL
         ELSE max(start_after / {_MINUTE_US} * {_MINUTE_US} + {_MINUTE_US}, 0) END, launcher_deaths, unfinished_parents > 0,
         {", ".join(field_specs.SHAPE_FIELDS)}, wall_time_minutes, workflow, {"queued_launch_id" if has_plan else "NULL"},
-        application{tagged}"""
+        application, stage_in_url <> ''{tagged}"""
     hint, within = ("INDEXED BY job_state", VISIBLE) if condition is None else ("", condition.sql)
     parameters = [word for pair in asked for word in pair]
     found: dict[tuple[str, tuple[Any, ...]], list[int]] = {}
@@ -279,8 +286,8 @@ def _kinds(
         unseen += max(0, total - read)
     kinds: dict[_Kind, tuple[int, int]] = {}
     for (state, row), (jobs, example) in found.items():
-        tags = tuple(pair for pair, has_it in zip(asked, row[11:]) if has_it)
-        kinds[_Kind._make((state, *row[:3], Shape(*row[3:7]), *row[7:11], tags))] = (jobs, example)
+        tags = tuple(pair for pair, has_it in zip(asked, row[12:]) if has_it)
+        kinds[_Kind._make((state, *row[:3], Shape(*row[3:7]), *row[7:12], tags))] = (jobs, example)
     return kinds, unseen
 
 
@@ -335,7 +342,7 @@ class _Waiting:
     def __init__(self, cx: sqlite3.Connection, around: Surroundings, is_one: bool = False) -> None:
         self._cx, self._around = cx, around
         self._is_one = is_one  # tell particulars of the job, at the cost of some queries
-        self._apps: dict[str, str | None] | None = None
+        self._apps: dict[str, tuple[str | None, str]] | None = None
         self._held: dict[int, demand.HeldJobs] = {}
 
     def reasons(self, job: Mapping[str, Any]) -> list[Reason]:
@@ -400,13 +407,18 @@ class _Waiting:
     def _of_application(self, application: str | None, short_id: str) -> list[Reason]:
         if application is None:  # it is not known here
             return []
-        if self._apps is None:
-            self._apps = dict(self._cx.execute("SELECT name, executable FROM app"))
-        executable = self._apps.get(application)
+        executable, _ = self._app(application)
         if executable is None:
             return [make("no-application", application=application, job=short_id)]
         path = self._around.missing_program(executable)
         return [make("no-program", application=application, path=path)] if path else []
+
+    def _app(self, name: str | None) -> tuple[str | None, str]:
+        """Return an application's program, None if it is not registered, and its script `preprocess`."""
+        if self._apps is None:
+            rows = self._cx.execute("SELECT name, executable, preprocess FROM app")
+            self._apps = {app: (executable, preprocess) for app, executable, preprocess in rows}
+        return self._apps.get(name or "", (None, ""))
 
     # --- launchers
 
@@ -455,7 +467,14 @@ class _Waiting:
         held = self._held.get(taker.lease)
         if held is None:
             held = self._held[taker.lease] = demand.held(self._cx, taker.lease)
-        if _has_room(taker, _shape(job), held):
+        if self._is_prepared(job):
+            has_room = _has_room(taker, _shape(job), held)
+        else:
+            in_steps = round(sum(not run.is_running for run in held.runs) * held.jobs / max(len(held.runs), 1))
+            if taker.steps is not None and in_steps >= taker.steps:
+                return [make("no-step", taker.name, steps=in_steps)]
+            has_room = True  # to be prepared it needs no place
+        if has_room:
             return []
         if held.jobs and self._around.nested.issuperset(run.job for run in held.runs) and held.jobs == len(held.runs):
             return [make("nested", running=held.jobs)]
@@ -463,6 +482,11 @@ class _Waiting:
         ahead = _jobs_ahead(self._cx, job, taker) if self._is_one else 0
         number = f"{_MOST_AHEAD} or more" if ahead >= _MOST_AHEAD else ahead
         return [*found, make("priority", number=number, job=job["job_id"][: queries.SHORT_ID])] if ahead else found
+
+    def _is_prepared(self, job: Mapping[str, Any]) -> bool:
+        """Return whether the program is the next to run, and no step before it."""
+        _, preprocess = self._app(job["application"])
+        return job["state"] not in states.UNPREPARED_STATES or not (job["stage_in_url"] or preprocess)
 
     # --- launches and the service
 
@@ -559,10 +583,12 @@ _NAMED, _MOST_AHEAD = 3, 10_000
 def _has_room(taker: Taker, shape: Shape, held: demand.HeldJobs) -> bool:
     """Return whether a place is free for a job of that shape, as far as the sum of what runs there tells."""
     factor = held.jobs / max(len(held.runs), 1)
-    cost = cost_of(shape, taker.mpi)
-    costs = [(run.shape.num_nodes, cost_of(run.shape, taker.mpi)) for run in held.runs]
+    cost, running = cost_of(shape, taker.mpi), [run.shape for run in held.runs if run.is_running]
+    costs = [(one.num_nodes, cost_of(one, taker.mpi)) for one in running]
     nodes = sum(kind.nodes for kind in taker.nodes)
     if sum(number * one.share for number, one in costs) * factor + shape.num_nodes * cost.share > nodes + EPSILON:
+        return False
+    if taker.mpi and taker.mpi.starts(shape) and sum(map(taker.mpi.starts, running)) * factor >= taker.mpi.most:
         return False
     gpus = sum(kind.nodes * (kind.gpus or 0) for kind in taker.nodes)
     return not cost.gpus or sum(n * one.gpus for n, one in costs) * factor + shape.num_nodes * cost.gpus <= gpus + EPSILON

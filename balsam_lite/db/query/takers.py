@@ -75,7 +75,7 @@ class NodeKind(NamedTuple):
 
 
 class Obstacle(NamedTuple):
-    """A predicate that does not hold: the code of a reason in `reasons.CATALOGUE`, and the values in its sentence."""
+    """A predicate that does not hold: the code of a reason in `catalogue.CATALOGUE`, and the values in its sentence."""
 
     code: str
     values: Mapping[str, object]
@@ -117,6 +117,7 @@ class Taker(NamedTuple):
     launch: int | None = None  # its batch job: what is planned for that comes first
     trouble: str = ""  # why it starts nothing at all at the moment
     apart: bool = False  # it starts nothing beside what it runs: suspects
+    steps: int | None = None  # how many jobs it holds at once for steps before and after their runs; None: unknown
     lease: int | None = None
 
     @property
@@ -158,6 +159,7 @@ class Taker(NamedTuple):
             "workflow": self.scope.workflow, "tags": self.scope.tags, "launch": self.launch,
             "launch_only": self.scope.launch is not None, "nodes": self.nodes, "serial_only": self.serial_only,
             "no_mpi": self.no_mpi, "mpi": self.mpi, "ends_us": ends_us, "trouble": self.trouble, "apart": self.apart,
+            "steps": self.steps,
         })  # fmt: skip
 
     @classmethod
@@ -178,6 +180,7 @@ class Taker(NamedTuple):
                 launch,
                 found["trouble"],
                 found["apart"],
+                found["steps"],
                 lease,
             )
         except (ValueError, TypeError, KeyError):  # of a launcher of another version

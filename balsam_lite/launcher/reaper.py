@@ -95,9 +95,13 @@ class Reaper:
         freed = leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
         if self._settings.ON_EVENT and lease.kind == "launcher":
             row = queries.batch_job_with_scheduler_id(cx, lease.scheduler_id) if lease.scheduler_id else None
-            launch = f"qlaunch{row['id']}" if row else ""
+            asked = {
+                "launch": f"qlaunch{row['id']}" if row else "",
+                "nodes": row["nodes"] if row else None,
+                "job_mode": row["job_mode"] if row else None,
+            }
             reason = f"it died{cause and f': {cause}'}; {freed} job(s) were freed"
-            ended = {"launcher": lease.id, "host": lease.holder.host, "launch": launch, "reason": reason}
+            ended = {"launcher": lease.id, "host": lease.holder.host, **asked, "reason": reason}
             notifications.add(cx, notifications.LAUNCH_ENDED, ended, now_us)
         return freed
 

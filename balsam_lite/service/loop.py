@@ -299,7 +299,8 @@ class Service:
         how = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
         log.info("qlaunch%d in queue %s has ended (%s).", number, row["queue"], how)
         if not had_launcher:  # a launcher tells its own end
-            ended = {"launcher": None, "host": "", "launch": f"qlaunch{number}", "reason": f"no launcher started; {how}"}
+            asked = {"nodes": row["nodes"], "job_mode": row["job_mode"], "reason": f"no launcher started; {how}"}
+            ended = {"launcher": None, "host": "", "launch": f"qlaunch{number}", **asked}
             self.notifier.add(notifications.LAUNCH_ENDED, ended)
         if was_idle and planned and refused.keys() == {work.shape for work in planned}:
             self._refuse(row["queue"], {shape: text_of(obstacle) for shape, obstacle in refused.items()})

@@ -101,7 +101,8 @@ class Hand:
 class Desk:
     """A DB, a fake scheduler and a service whose turns the test takes."""
 
-    def __init__(self, directory, monkeypatch, queues=(DEBUG,)):
+    def __init__(self, directory, monkeypatch, queues=(DEBUG,), settings=SETTINGS):
+        self.settings = settings
         self.db = directories.create(str(directory / "db"))
         with self.db.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
@@ -113,7 +114,7 @@ class Desk:
     def another(self):
         with self.db.write() as cx:
             self.lease = leases.open_lease(cx, loop.KIND, Holder.current(), "", self.clock.now_us())
-        return Service(self.db, SETTINGS, self.queues, self.scheduler, self.lease, self.clock, "/the/log")
+        return Service(self.db, self.settings, self.queues, self.scheduler, self.lease, self.clock, "/the/log")
 
     def add(self, number=1, **fields):
         return list(insert.add_jobs(self.db, [{"application": "a", **fields} for _ in range(number)]).ids)
@@ -1118,3 +1119,24 @@ def test_the_index_of_held_jobs_is_what_a_survey_reads(desk):
     assert steps() <= few + 5
     with desk.db.read() as cx:
         assert demand.startable(cx)[0].shape == Shape(1, 1, 1, 0)
+
+
+def test_the_end_of_a_launch_without_a_launcher_is_told(tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    desk = Desk(tmp_path, monkeypatch, settings=SETTINGS._replace(ON_EVENT=f"cat >> {told}; echo >> {told}"))
+    desk.add(1)
+    assert desk.turns() == 1
+    desk.scheduler.statuses = {key: BatchStatus(key, base.FAILED, reason="no such account") for key in desk.scheduler.statuses}
+
+    def is_told():
+        desk.clock.sleep(3)
+        desk.turns()
+        return told.exists() and told.read_text().strip()
+
+    notification = json.loads(wait_until(is_told).splitlines()[0])
+    assert notification["event"] == "launch-ended"
+    assert notification["launches"][0]["launch"] == "qlaunch1"
+    assert notification["launches"][0]["nodes"] >= 1
+    assert notification["launches"][0]["reason"].startswith("no launcher started; failed")
+    desk.service.notifier.close()
+    desk.db.close()

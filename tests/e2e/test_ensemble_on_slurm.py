@@ -13,8 +13,9 @@ from mpi import with_mpi
 from slurm_cluster import Cluster
 from test_mpi_on_slurm import WHO, Site
 
+from balsam_lite.db.query.runs import Run, runs_of
 from balsam_lite.db.store import user_actions
-from balsam_lite.schedulers import base, submission
+from balsam_lite.schedulers import base, hostlist, submission
 from balsam_lite.schedulers.base import Partition
 
 #: Says where it is, as soon as it is there, and goes on for ever.
@@ -39,6 +40,11 @@ def hosts_of_attempt(site: Site, jobs: list[int], attempt: int) -> dict[int, str
     return {job: file.read_text().strip() for job, file in files.items() if file.exists()}
 
 
+def attempts_of(site: Site, job: int) -> list[Run]:
+    with site.bench.db.read() as cx:
+        return runs_of(cx, job)
+
+
 def sleepers(site: Site, node: str) -> int:
     return int(site.slurm.run(["pgrep", "-xc", "sleep"], node=node).stdout or 0)
 
@@ -52,6 +58,10 @@ def test_jobs_run_on_all_nodes_of_the_batch_job(site: Site, monkeypatch: pytest.
     said = site.run(4, "serial")
     assert site.bench.states() == {"JOB_FINISHED": 40}, said
     assert len(Counter(site.output(job) for job in jobs)) == 4
+    for job in jobs:
+        (run,) = attempts_of(site, job)
+        assert run.nodes == site.output(job).strip()
+        assert run.user_us is not None and run.cause == "", "each rank reports what its programs used"
 
 
 def test_serial_and_mpi_jobs_share_the_nodes_in_mixed_mode(site: Site) -> None:
@@ -64,6 +74,9 @@ def test_serial_and_mpi_jobs_share_the_nodes_in_mixed_mode(site: Site) -> None:
     assert len(site.hosts(wide)) == 4
     assert len(set(site.hosts(wide).values())) == 2
     assert len({site.output(job) for job in serial}) > 1
+    (run,) = attempts_of(site, wide)
+    assert set(hostlist.expand(run.nodes)) == set(site.hosts(wide).values())
+    assert (run.user_us, run.max_memory) == (None, None), "its ranks are no children of the launcher's"
 
 
 def test_a_rank_killed_on_its_node_takes_its_jobs_along_and_they_run_elsewhere(site: Site) -> None:
@@ -82,6 +95,7 @@ def test_a_rank_killed_on_its_node_takes_its_jobs_along_and_they_run_elsewhere(s
     wait_until(lambda: len(hosts_of_attempt(site, lost, 2)) == len(lost), 30)
     assert victim not in hosts_of_attempt(site, lost, 2).values()
     assert all(site.bench.job(job)["attempt"] == 1 for job in jobs if job not in lost)
+    assert {(run.nodes, run.cause) for job in lost for run in attempts_of(site, job)[:1]} == {(victim, "node lost")}
     user_actions.kill(site.bench.db, jobs)
     assert site.ended(launch)["state"] in ("finished", "failed")
     assert site.bench.states() == {"USER_KILLED": 8}

@@ -17,7 +17,7 @@ from ..engine.schema import sql_list
 if TYPE_CHECKING:
     from datetime import datetime
 
-#: Causes of an end that nobody saw: `ended` is when the job was freed, so that the run time is not known.
+#: Causes of an end that was not seen: `ended` is when the job was freed, so that the run time is not known.
 _UNSEEN = ("launcher died", "node lost", "unknown")
 
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
     gpus: str  # names on each node: `0,1`; `0,1;2,3` where the nodes differ
     cpus: str  # to which it was pinned: `0-3,8`; "" if it was not
     started_us: int | None
-    ended_us: int | None  # where nobody saw the end, when the job was freed
+    ended_us: int | None  # if the end was not seen, when the job was freed
     return_code: int | None  # negative: the signal that ended it
     user_us: int | None  # CPU time of the program and of the processes for which it waited
     system_us: int | None

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -101,10 +100,10 @@ def _true_starts(directory: str) -> list[float]:
     """When each program was really started, in seconds."""
     cx = sqlite3.connect(os.path.join(directory, FILE_NAME))
     try:
-        rows = cx.execute("SELECT data FROM event WHERE to_state = 'RUN_DONE'").fetchall()
+        rows = cx.execute("SELECT started FROM run WHERE started IS NOT NULL").fetchall()
     finally:
         cx.close()
-    return [json.loads(data)["started"] / 1e6 for (data,) in rows]
+    return [started / 1e6 for (started,) in rows]
 
 
 def main() -> None:

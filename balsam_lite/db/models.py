@@ -463,7 +463,10 @@ class BalsamJob(StoredRecord):
 
     @property
     def runtime_seconds(self) -> float | None:
-        """Return the seconds from its last RUNNING to the RUN_DONE after that; None if there is none."""
+        """Return, as Balsam 0.3, the seconds from its last RUNNING to the RUN_DONE after that; None if there is none.
+
+        `runtime` is that of the program alone, whatever its result.
+        """
         times = {state: time for time, _, state, _ in self._events()}
         started, ended = times.get(states.RUNNING), times.get(states.RUN_DONE)
         return None if started is None or ended is None or ended < started else (ended - started) / SECOND_US

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import Counter
@@ -15,9 +16,19 @@ from helpers import TESTS
 from launching import Bench
 from test_database import picture
 
-from balsam_lite.core.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
-from balsam_lite.db.engine import directories, schema
+from balsam_lite.core.states import (
+    AWAITING_PARENTS,
+    FAILED,
+    JOB_FINISHED,
+    READY,
+    RESTART_READY,
+    RUN_ERROR,
+    RUNNING,
+    USER_KILLED,
+)
+from balsam_lite.db.engine import directories, migrations, schema
 from balsam_lite.db.query import queries, select
+from balsam_lite.db.query.runs import runs_of
 from balsam_lite.db.store import user_actions
 
 VERSIONS = range(1, schema.VERSION)
@@ -155,3 +166,47 @@ def test_children_that_were_put_back_below_a_failed_parent_fail_with_those_below
         assert select.count_states(cx) == counted
     user_actions.rerun(old.db, numbers[:1])
     assert [old.job(number)["state"] for number in numbers[1:]] == [AWAITING_PARENTS] * 2
+
+
+def test_what_events_of_an_old_file_tell_of_runs_is_in_the_record(old: Bench) -> None:
+    events, jobs = rows(old.db.path, "event"), {job["id"]: job for job in rows(old.db.path, "job")}
+    assert balsam(None, "init", old.directory)[0] == 0
+    with old.db.read() as cx:
+        shown = {event["id"]: event["data"] for event in select.events(cx)}
+        runs = {job: runs_of(cx, job) for job in jobs}
+    for event in events:
+        data = json.loads(event["data"] or "{}")
+        assert shown[event["id"]].get("started", 0) == data.get("started", 0)
+        if event["to_state"] == RUN_ERROR:
+            assert shown[event["id"]]["returncode"] == data.get("return_code")
+    for number, job in jobs.items():
+        its = [event for event in events if event["job"] == number]
+        ran = sum(event["to_state"] == RUNNING for event in its) - sum(event["data"] == '{"started":0}' for event in its)
+        assert [run.attempt for run in runs[number]] == [*range(job["attempt"] - ran + 1, job["attempt"] + 1)]
+        assert [run.ended_us is None for run in runs[number]] == [False] * (ran - 1) + [job["state"] == RUNNING] * (ran > 0)
+    assert any(run.lease for its in runs.values() for run in its)
+
+
+def test_the_attempts_of_an_old_file_are_numbered_from_the_last_one(tmp_path: Path) -> None:
+    """Runs that ended, one that was given back before its start, one whose launcher died, and one that still runs."""
+    cx = sqlite3.connect(":memory:")
+    for statement in schema.STATEMENTS:
+        cx.execute(statement)
+    cx.execute("INSERT INTO job (id, job_id, attempt, created) VALUES (1, 'x', 4, 1)")
+    events = [
+        (10, "CREATED", "RUNNING", "", '{"lease":1}'), (19, "RUNNING", "RUN_ERROR", "", '{"started":11,"return_code":-9}'),
+        (20, "RESTART_READY", "RUNNING", "", '{"lease":2,"alone":1}'), (21, "RUNNING", "RESTART_READY", "", '{"started":0}'),
+        (30, "RESTART_READY", "RUNNING", "", '{"lease":3}'), (39, "RUNNING", "RESTART_READY", "The launcher 3 is gone", None),
+        (40, "RESTART_READY", "RUNNING", "", '{"lease":4}'), (49, "RUNNING", "RUN_DONE", "", '{"started":41}'),
+        (50, "RESTART_READY", "RUNNING", "", '{"lease":5}'),
+    ]  # fmt: skip
+    sql = "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (1, ?, ?, ?, ?, ?)"
+    cx.executemany(sql, events)
+    for statement in migrations.RUNS_FROM_EVENTS:
+        cx.execute(statement)
+    columns = "attempt, lease, started, ended, return_code, cause"
+    assert cx.execute(f"SELECT {columns} FROM run ORDER BY attempt").fetchall() == [
+        (1, 1, 11, 19, -9, ""), (2, 3, None, 39, None, "launcher died"), (3, 4, 41, 49, 0, ""), (4, 5, None, None, None, ""),
+    ]  # fmt: skip
+    assert cx.execute("SELECT data FROM event WHERE data IS NOT NULL").fetchall() == [('{"alone":1}',)]
+    cx.close()

@@ -101,21 +101,21 @@ CAUSES_OF_FAILURES = (
 #: code; a start of 0 means that it never ran, and its attempt number was used again. The last run has the job's number.
 RUNS_FROM_EVENTS = (
     """INSERT INTO run (job, attempt, lease, started, ended, return_code, cause)
-        WITH moves AS (
-            SELECT job, id, to_state, data, lead(time) OVER later AS ended, lead(to_state) OVER later AS ended_as,
-                lead(message) OVER later AS words, lead(data) OVER later AS facts
-            FROM event WHERE 'RUNNING' IN (from_state, to_state) WINDOW later AS (PARTITION BY job ORDER BY id)),
-        begun AS (
-            SELECT *, count(*) OVER (PARTITION BY job ORDER BY id DESC) - 1 AS later_runs FROM moves
-            WHERE to_state = 'RUNNING' AND facts IS NOT '{"started":0}')
-        SELECT begun.job, job.attempt - later_runs, json_extract(begun.data, '$.lease'),
-            json_extract(facts, '$.started'), ended,
-            CASE ended_as WHEN 'RUN_DONE' THEN 0 ELSE json_extract(facts, '$.return_code') END,
-            CASE WHEN ended_as = 'USER_KILLED' THEN 'killed' WHEN words LIKE 'Told to stop at %' THEN 'told to stop'
-                WHEN words LIKE '% is gone%' AND ended_as IN ('RESTART_READY', 'FAILED') THEN 'launcher died'
-                WHEN words LIKE 'Lost %' AND ended_as IN ('RESTART_READY', 'FAILED') THEN 'node lost'
-                WHEN ended_as IN ('RESTART_READY', 'FAILED') THEN 'unknown' ELSE '' END
-        FROM begun JOIN job ON job.id = begun.job""",
+        SELECT begin.job,
+            job.attempt - (
+                SELECT count(*) FILTER (WHERE to_state = 'RUNNING')
+                    - count(*) FILTER (WHERE from_state = 'RUNNING' AND data = '{"started":0}')
+                FROM event WHERE event.job = begin.job AND event.id > coalesce(finish.id, begin.id)),
+            json_extract(begin.data, '$.lease'), json_extract(finish.data, '$.started'), finish.time,
+            CASE finish.to_state WHEN 'RUN_DONE' THEN 0 ELSE json_extract(finish.data, '$.return_code') END,
+            CASE WHEN finish.to_state = 'USER_KILLED' THEN 'killed'
+                WHEN finish.to_state = 'RUN_TIMEOUT' OR finish.message LIKE 'Told to stop at %' THEN 'told to stop'
+                WHEN finish.to_state NOT IN ('RESTART_READY', 'FAILED') OR finish.id IS NULL THEN ''
+                WHEN finish.message LIKE '% is gone%' THEN 'launcher died' WHEN finish.message LIKE 'Lost %' THEN 'node lost'
+                ELSE 'unknown' END
+        FROM event AS begin JOIN job ON job.id = begin.job LEFT JOIN event AS finish ON finish.id = (
+            SELECT min(id) FROM event WHERE event.job = begin.job AND event.id > begin.id AND from_state = 'RUNNING')
+        WHERE begin.to_state = 'RUNNING' AND finish.data IS NOT '{"started":0}'""",
     """UPDATE event SET data = NULL
         WHERE from_state = 'RUNNING' AND (data GLOB '{"started":[0-9]*}' OR data GLOB '{"return_code":[-0-9]*}')
             OR to_state = 'RUNNING' AND data GLOB '{"lease":[0-9]*}' AND data NOT LIKE '%,%'""",

@@ -17,6 +17,9 @@ from .selection import dry_run_option
 _KEYS = ("id", "site", "time", "user", "host", "command", "kind", "jobs", "fields", "is_undone")
 _ACTIONS = listing.ObjectKind(_KEYS, ("id", "time", "command", "jobs", "fields", "is_undone"))
 
+#: The commands that carry out what was requested through ssh.
+_FROM_AFAR = ("balsam serve-stdio", "balsam answer")
+
 
 @click.command(cls=BalsamCommand)
 @click.argument("number", type=int, required=False)
@@ -67,7 +70,10 @@ def _described(action: Mapping[str, Any]) -> str:
     ago = spoken(max(0.0, time.time() - action["time_us"] / 1e6))
     fields = [name for name in action["fields"] if name != "state"]
     named = f" ({', '.join(map(output.one_line, fields[:3]))}{', …' * (len(fields) > 3)})" if fields else ""
-    return f"`{output.one_line(action['command'])}` of {output.plural(action['jobs'], 'job')}{named}, {ago} ago"
+    command = action["command"]
+    if command in _FROM_AFAR:
+        command = f"balsam {action['kind']}"
+    return f"`{output.one_line(command)}` of {output.plural(action['jobs'], 'job')}{named}, {ago} ago"
 
 
 def _tell_left(left: Mapping[str, int]) -> None:

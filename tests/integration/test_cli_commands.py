@@ -700,9 +700,10 @@ def test_a_tree_of_ten_thousand_jobs_takes_less_than_a_second_and_the_same_few_q
 def test_rm_removes_what_matches_after_a_yes(balsam: Balsam, say: str, answers: Callable[..., None]) -> None:
     ids = [add(balsam, name) for name in ("alpha", "beta", "alphabet")]
     for words, question in (
-        (["--name", "alpha*"], "PERMANENTLY remove 2 jobs matching --name alpha*?"),
-        (["--id", ids[1][:9]], f"PERMANENTLY remove 1 job matching --id {ids[1][:9]}?"),
-        (["--all"], "PERMANENTLY remove ALL 3 jobs?"),
+        (["--name", "alpha*"], "Remove 2 jobs matching --name alpha*?"),
+        (["--id", ids[1][:9]], f"Remove 1 job matching --id {ids[1][:9]}?"),
+        (["--all"], "Remove ALL 3 jobs?"),
+        (["--all", "--no-trash"], "PERMANENTLY remove ALL 3 jobs?"),
     ):
         answers("n")
         assert balsam("rm", "jobs", *words) == (1, f"{question} [y/n]: Delete aborted\n", "")

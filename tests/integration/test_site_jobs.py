@@ -544,7 +544,7 @@ def test_rm_removes_what_is_meant_and_nothing_else(balsam: Balsam, some: None, w
 def test_rm_asks_with_the_number_and_a_no_removes_nothing(balsam: Balsam, some: None, answers: Callable[..., None]) -> None:
     answers("n")
     code, out, err = balsam("job", "rm", "--tag", "k=v")
-    question = "PERMANENTLY remove 2 jobs of alpha, beta matching --tag k=v?"
+    question = "Remove 2 jobs of alpha, beta matching --tag k=v?"
     assert (code, out, err) == (1, f"{question} [y/n]: Delete aborted\n", "")
     assert len(jobs(balsam)) == 4
 
@@ -691,7 +691,7 @@ def test_an_app_goes_with_its_jobs_after_a_question(balsam: Balsam, alpha: Datab
     add(balsam, "x")
     add(balsam, "y", "-pid", "1")
     answers("n")
-    question = "PERMANENTLY remove 1 app: Hello of alpha? Their 2 jobs will be ERASED!"
+    question = "Remove 1 app: Hello of alpha? Their 2 jobs will be removed, too."
     assert balsam("app", "rm", "-n", "Hello") == (1, f"{question} [y/n]: Delete aborted\n", "")
     assert len(jobs(balsam)) == 2
     assert balsam("app", "rm", "--name", "Hello", "--site", "alpha", "--yes")[0] == 0

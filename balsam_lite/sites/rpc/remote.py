@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES = 2 * 1024**3
 #: Fields of jobs and applications that hold a path.
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "user_workdir", "envscript"})
 
-_CHANGING = ("create", "update", "update_where", "delete", "rerun", "kill")
+_CHANGING = ("create", "update", "update_where", "delete", "undo", "rerun", "kill")
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core import growing_file
+from ..core.errors import DatabaseBusy, SiteUnreachable
 from . import output
-from .common import COUNT0, ask_sites, long_site_option, say
+from .common import COUNT0, ask_sites, long_site_option, say, warn
 from .group import BalsamCommand, option
 from .selection import A_JOB, ChosenJobs, Selection, selection_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..sites.interface import Row, SiteInterface
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _PAUSE_S, _FAR_PAUSE_S = 0.25, 2.0
 #: A pause takes at least this number of times as long as the look before it.
 _PAUSE_PER_LOOK = 5
+#: Looks at a site may fail for this number of seconds.
+_MAX_OUTAGE_S = 60.0
 #: Maximum number of jobs that are followed, and of those whose last lines are read at once.
 _MAX_FOLLOWED = 100
 #: Bytes of a line that are kept until its end comes.
@@ -37,9 +40,10 @@ _MAX_LINE_BYTES = 1 << 16
 @option("-f", "--follow", is_flag=True, help="Go on with what is written, in later attempts too, until all jobs have ended.")
 @option("-n", "--lines", type=COUNT0, default=10, show_default=True, metavar="N", help="Number of last lines to begin with.")
 @option("--file", default="", metavar="NAME", help="Another file in the working directory instead of the output.")
+@option("--json", "as_json", is_flag=True, help="Print a JSON list, one object for each job; without -f.")
 @selection_options(without=("workdir",), has_jobs=True)
 @long_site_option
-def tail(follow: bool, lines: int, file: str, chosen: Selection, site: str) -> None:
+def tail(follow: bool, lines: int, file: str, as_json: bool, chosen: Selection, site: str) -> None:
     """Show the last lines of the output of jobs, and with -f what they write from now on.
 
     JOB is a number, a unique prefix of an id, or a name. Lines of several jobs begin with their names. New attempts and ends of
@@ -54,7 +58,12 @@ def tail(follow: bool, lines: int, file: str, chosen: Selection, site: str) -> N
     """
     if not chosen:
         raise click.UsageError(f"Which jobs? Name them ({A_JOB}), or give conditions such as --state and --wf.")
+    if follow and as_json:
+        raise click.UsageError("--follow and --json exclude each other.")
     found = ChosenJobs.find(site, chosen, ask_sites)
+    if as_json:
+        output.write_json(_objects(found, file, lines), sys.stdout)
+        return
     if follow and found.total > _MAX_FOLLOWED:
         raise click.UsageError(f"{found.total} jobs match; at most {_MAX_FOLLOWED} can be followed. Give more conditions.")
     code = 0
@@ -70,6 +79,26 @@ def tail(follow: bool, lines: int, file: str, chosen: Selection, site: str) -> N
         _label([job for jobs in followed.values() for job in jobs])
         code = _follow(followed, file, lines, printer)
     click.get_current_context().exit(code)
+
+
+def _objects(found: ChosenJobs, file: str, lines: int) -> Iterator[Row]:
+    """Yield the last lines of each job, as `docs/json.rst` describes."""
+    for there, number in found.sites:
+        numbers = [row["id"] for row in there.page(found.where, ("id",), size=number)]
+        for start in range(0, len(numbers), _MAX_FOLLOWED):
+            places = [[one] for one in numbers[start : start + _MAX_FOLLOWED]]
+            rows: dict[int, Row] = {}
+            data: dict[int, bytes] = {}
+            while places:
+                read = there.outputs(places, file, lines)
+                pieces = {row["id"]: b64decode(row["data"]) for row in read}
+                rows.update({row["id"]: row for row in read})
+                data.update({number: data.get(number, b"") + piece for number, piece in pieces.items()})
+                places = [row["place"] for row in read if len(pieces[row["id"]]) == growing_file.PIECE_BYTES]
+            for row in rows.values():
+                text = data[row["id"]].decode(errors="replace")
+                kept = {name: row[name] for name in ("id", "job_id", "name", "state", "attempt", "path", "error")}
+                yield {"site": there.entry.name, **kept, "lines": text.removesuffix("\n").split("\n") if text else []}
 
 
 class _Followed:
@@ -135,10 +164,19 @@ def _show_last(there: SiteInterface, jobs: list[_Followed], file: str, lines: in
 def _follow(followed: dict[SiteInterface, list[_Followed]], file: str, lines: int, printer: _Printer) -> int:
     """Print what is written until all jobs have ended; return the exit code, 1 if one was removed."""
     code = 0
+    failing_since: dict[SiteInterface, float] = {}
     while True:
         began, has_more = time.monotonic(), False
         for there, jobs in followed.items():
-            rows = {row["id"]: row for row in there.outputs([job.place for job in jobs], file, lines)} if jobs else {}
+            try:
+                rows = {row["id"]: row for row in there.outputs([job.place for job in jobs], file, lines)} if jobs else {}
+            except (SiteUnreachable, DatabaseBusy) as exc:
+                if there not in failing_since:
+                    warn(f"{output.one_line(exc.message)}; trying again")
+                if began - failing_since.setdefault(there, began) > _MAX_OUTAGE_S:
+                    raise
+                continue
+            failing_since.pop(there, None)
             for job in list(jobs):
                 row = rows.get(job.number)
                 data = job.take(row) if row else b""

@@ -165,7 +165,7 @@ def test_json_has_the_documented_keys(db: Database) -> None:
     assert (code, err) == (0, "")
     (found,) = json.loads(out)
     (listed,) = json.loads(run("ls", "--json")[1])
-    document = (ROOT / "docs" / "json.rst").read_text().partition("\nOne job\n")[2].partition("\nStatus\n")[0]
+    document = (ROOT / "docs" / "json.rst").read_text().partition("\nOne job\n")[2].partition("\nOutputs\n")[0]
     own = {line.split("``")[1] for line in document.splitlines() if line.startswith("``") and "show" not in line}
     assert set(found) == {*listed, *own}
     assert {key: found[key] for key in listed} == listed

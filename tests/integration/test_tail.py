@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from looking import BALSAM, Job, Process, active_db
 from sshd import far_site
 
@@ -77,6 +79,23 @@ def test_another_file_of_the_working_directory_is_shown_and_none_outside_of_it(d
     code, out, err = tail("one", "--file", "pipe")
     assert (code, out) == (1, b"")
     assert "not a regular file" in err
+
+
+def test_json_has_the_documented_keys(db: Database) -> None:
+    one, two = Job(db, "one"), Job(db, "two")
+    one.write(b"first\n\xffsecond\n" + b"x" * (growing_file.PIECE_BYTES + 10))
+    code, out, _ = tail("--wf", "w", "--json", "-n", "2")
+    assert code == 0
+    found = json.loads(out)
+    document = (ROOT / "docs" / "json.rst").read_text().partition("\nOutputs\n")[2].partition("\nStatus\n")[0]
+    assert set(found[0]) == {
+        line.split("``")[1] for line in document.splitlines() if line.startswith("``") and "tail" not in line
+    }
+    assert found[0]["lines"] == ["\N{REPLACEMENT CHARACTER}second", "x" * (growing_file.PIECE_BYTES + 10)]
+    assert (found[0]["path"], found[0]["error"]) == (str(one.output), "")
+    assert (found[1]["path"], found[1]["lines"]) == (str(two.output), [])
+    assert found[1]["error"].startswith("there is no ")
+    assert tail("one", "-f", "--json")[0] == 2
 
 
 def test_what_names_no_job_is_an_error(db: Database) -> None:
@@ -211,6 +230,11 @@ def test_a_site_on_another_host_is_followed(db: Database, monkeypatch: pytest.Mo
         assert tail("--site", "far", "one") == (0, b"here\n", "")
         follower = follow("--site", "far", "one")
         follower.has("here")
+        moved = Path(f"{db.path}.moved")
+        db.close()
+        os.rename(db.path, moved)
+        follower.has("trying again")
+        os.rename(moved, db.path)
         job.write(b"there\n")
         job.set("JOB_FINISHED", 1)
         code, out, err = follower.end()

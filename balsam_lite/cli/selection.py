@@ -240,13 +240,13 @@ def _of_tags(words: Collection[str]) -> Where:
 
 
 def digits_are_numbers() -> bool:
-    """Return whether the command takes digits as the number of a job, as Balsam 0.7 did: `balsam job …` and `plot` do.
+    """Return whether the command takes digits as a job's number, as Balsam 0.7 did: `balsam job …`, `plot` and `report` do.
 
     For the others digits may also begin an id, as in Balsam 0.3; a word that fits several jobs is refused.
     """
     context = click.get_current_context(silent=True)
     name = context.info_name or "" if context is not None else ""
-    return name.startswith("job ") or name == "plot"
+    return name.startswith("job ") or name in ("plot", "report")
 
 
 def number_in(word: str) -> int | None:

@@ -126,6 +126,8 @@ def test_conditions_choose_the_jobs_and_are_named(db: Path, run_balsam: Balsam) 
     page = page_of(db / "x.html")
     assert "--wf w1 --before 2026-05-31 13:00" in page.text
     assert "20 jobs done" in page.text
+    assert run_balsam("report", "--id", "3", "-o", "x.html")[0] == 0, "digits are the number, as in plot"
+    assert "1 job done" in page_of(db / "x.html").text
 
 
 def test_a_report_of_no_jobs_says_so(db: Path, run_balsam: Balsam, tmp_path: Path) -> None:

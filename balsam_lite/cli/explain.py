@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..sites.interface import MAX_EXPLAINED, Row
 from . import output
 from .common import ask_sites, long_site_option
 from .group import BalsamCommand, option
@@ -16,8 +17,6 @@ from .selection import ChosenJobs, Selection, selection_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from ..sites.interface import Row
 
 _MIN_WIDTH = 20
 
@@ -30,9 +29,10 @@ _MIN_WIDTH = 20
 def explain(chosen: Selection, refresh: bool, as_json: bool, site: str) -> None:
     """Tell why jobs do not run or have failed, and what to do about it.
 
-    Of each JOB (number, unique prefix of an id, or name) every reason is shown, in the order in which they have to be dealt
-    with. Of jobs that match conditions, and of all that wait or failed if there are none, the first reason of each counts, and
-    jobs with the same reason are one group with an example. No launcher is asked: the reasons follow from the DB as it is.
+    Of each JOB (number, unique prefix of an id, or name; at most 100) every reason is shown, in the order in which they have
+    to be dealt with. Of jobs that match conditions, and of all that wait or failed if there are none, the first reason of each
+    counts, and jobs with the same reason are one group with an example. No launcher is asked: the reasons follow from the DB
+    as it is.
 
     The exit code is 0 if nothing stands in the way, 1 if something does, 3 if no job matches.
 
@@ -45,7 +45,7 @@ def explain(chosen: Selection, refresh: bool, as_json: bool, site: str) -> None:
     """
     if chosen:
         found = ChosenJobs.find(site, chosen, ask_sites)
-        each = bool(chosen.ids) or found.total == 1
+        each = found.total == 1 or (bool(chosen.ids) and found.total <= MAX_EXPLAINED)
         answers = [(there.entry, there.explain(found.where, each, refresh)) for there, _ in found.sites]
     else:
         answers = ask_sites(site, lambda there: there.explain({}, False, refresh))

@@ -13,10 +13,7 @@ from ..db.query.catalogue import NOTES, Group, Reason, make
 from ..db.query.failures import failures
 from ..db.query.filters import all_of
 from ..service.surroundings import surroundings
-from .interface import Row
-
-#: Maximum number of jobs that are explained one by one.
-MAX_EACH = 100
+from .interface import MAX_EXPLAINED, Row
 
 
 def explain(db: Database, where: Mapping[str, Any], each: bool, budget_s: float | None) -> Row:
@@ -25,7 +22,7 @@ def explain(db: Database, where: Mapping[str, Any], each: bool, budget_s: float 
     with db.read() as cx:
         around = surroundings(cx, db, settings)
         if each:
-            return {"jobs": [_of_job(cx, number, around) for number in select.job_ids(cx, where, most=MAX_EACH)]}
+            return {"jobs": [_of_job(cx, number, around) for number in select.job_ids(cx, where, most=MAX_EXPLAINED)]}
         groups = reasons.explain_jobs(cx, where, around, budget_s) + failures(cx, where)
         groups += _killed(cx, where) if where else []
         return {"groups": as_rows(cx, sorted(groups, key=lambda group: -group.jobs))}

@@ -50,6 +50,9 @@ from ..db.engine.registry import SiteEntry
 
 Row = dict[str, Any]
 
+#: Maximum number of jobs that `SiteInterface.explain` explains one by one.
+MAX_EXPLAINED = 100
+
 KINDS = ("job", "app", "batch_job", "event")
 
 
@@ -253,10 +256,10 @@ class SiteInterface(Protocol):
     ) -> Row:
         """Return why the matching jobs do not run or have failed; without conditions all that wait or failed.
 
-        With `each` {"jobs": …}, by number, at most 100: id, job_id, name, workflow, state, reasons; of each reason code (of the
-        catalogue), reason (a sentence), of (the launchers or launches of which it is true), remedy, is_note (it keeps no job
-        from running). Else {"groups": …}, the largest first: code, reason, of, remedy, jobs (their number), example (the UUID
-        of one), example_name.
+        With `each` {"jobs": …}, by number, at most `MAX_EXPLAINED`: id, job_id, name, workflow, state, reasons; of each reason
+        code (of the catalogue), reason (a sentence), of (the launchers or launches of which it is true), remedy, is_note (it
+        keeps no job from running). Else {"groups": …}, the largest first: code, reason, of, remedy, jobs (their number),
+        example (the UUID of one), example_name.
 
         Args:
             refresh: ask the scheduler about queued launches first. A warning tells that it does not answer.

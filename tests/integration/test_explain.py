@@ -784,6 +784,13 @@ def test_the_exit_code_tells_whether_something_stands_in_the_way(bench: Bench, b
     assert balsam("--wf", "nothing")[0] == 3
 
 
+def test_more_jobs_than_can_be_read_are_grouped(bench: Bench, explain: Explain) -> None:
+    numbers = bench.add([{"application": "true"}] * 101)
+    assert len(explain(*(f"#{number}" for number in numbers[:100]))) == 100
+    (group,) = explain(*(f"#{number}" for number in numbers))
+    assert group["jobs"] == 101
+
+
 def test_a_note_is_shown_and_is_nothing_in_the_way(bench: Bench, balsam: Callable[..., Any], monkeypatch: Any) -> None:
     number, _ = CASES["stale"](bench, monkeypatch)
     code, out, _ = balsam(f"#{number}")

@@ -21,7 +21,7 @@ from ..store import claims, leases
 from ..store.claims import Shape
 from ..store.leases import Lease
 from ..store.suspects import describe
-from . import demand, queries
+from . import demand, queries, select
 from .catalogue import CATALOGUE, Group, Reason, make
 from .failures import RELATIVE, Relative, explain_ended
 from .filters import Conditions
@@ -262,7 +262,8 @@ def _kinds(
     found: dict[tuple[str, tuple[Any, ...]], list[int]] = {}
     until = None if budget_s is None else time.monotonic() + budget_s
     unseen = 0
-    for state in WAITING_STATES:
+    existing = select.count_states(cx)
+    for state in (one for one in WAITING_STATES if existing.get(one)):
         total = _count(cx, state, condition) if until is not None else 0
         sql = f"SELECT {columns} FROM job {hint} WHERE state = '{state}' AND lease IS NULL AND {within}"
         cursor = execute(cx, sql, [*parameters, *(condition.parameters if condition else ())])

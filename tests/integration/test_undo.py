@@ -316,6 +316,23 @@ db = directories.open_database({bench.directory!r})
     assert after == before
 
 
+def test_a_parent_of_very_many_children_returns_with_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (parent,) = bench.add([{"name": "parent"}])
+    insert.add_jobs(bench.db, ({"name": f"j{n}", "parents": [parent]} for n in range(JOBS)))
+    before = {name: rows for name, rows in picture(bench).items() if name in ("dependency", "tags", "counts", "run")}
+    monkeypatch.setattr(large_writes, "MAX_DIRECT_JOBS", 1000)
+    assert user_actions.delete(bench.db, [parent], force=True) == 1
+    pieces.complete(bench.db)
+    assert bench.states() == {"FAILED": JOBS}
+    with bench.db.read() as cx:
+        action = undo.find(cx)
+    assert undo.take_back(bench.db, action) == undo.Undone(1, {})
+    pieces.complete(bench.db)
+    assert bench.states() == {"CREATED": 1, "AWAITING_PARENTS": JOBS}
+    after = picture(bench)
+    assert {name: after[name] for name in before} == before
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -101,7 +101,9 @@ def take_back(db: Database, action: Action, progress: Progress | None = None) ->
     """
     with db.read() as cx:
         edited, kept = _edited(cx, action.id), _kept(cx, action.id)
-    parts = [Part("restore", {"row": row}, jobs) for row, jobs in kept] + [Part("take_back", {"action": action.id}, edited)]
+    # A row of dependencies or applications has no jobs; a part needs one, and no job has the number 0.
+    parts = [Part("restore", {"row": row}, jobs or [0]) for row, jobs in kept]
+    parts.append(Part("take_back", {"action": action.id}, edited))
 
     def mark(cx: sqlite3.Connection) -> int:
         by = actions.begin(cx, actions.UNDO)
@@ -109,7 +111,7 @@ def take_back(db: Database, action: Action, progress: Progress | None = None) ->
             raise NotFound("Another process has taken it back meanwhile.")
         return by
 
-    if sum(len(part.jobs) for part in parts) > large_writes.MAX_DIRECT_JOBS:
+    if max(len(kept) * large_writes.JOBS_PER_PART, len(edited)) > large_writes.MAX_DIRECT_JOBS:
         counted = pieces.run(db, parts, lambda cx: [mark(cx)] * len(parts), progress)
     else:
         counted = Counter()

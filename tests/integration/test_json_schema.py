@@ -65,6 +65,7 @@ COMMANDS = [
     ("Workflows", 0, {}, ["ls", "wf"]),
     ("Batch jobs", 0, {}, ["ls", "queues"], ["queue", "ls"], ["queue", "ls", "-v"]),
     ("Sites", 0, {}, ["site", "ls"]),
+    ("Actions", 0, {}, ["undo", "--list"]),
 ]
 
 
@@ -100,6 +101,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     [
         ("Jobs", ["ls", "--tree"]), ("Jobs", ["job", "ls", "--history"]), ("Counts of states", ["ls", "--by-states"]),
         ("Applications", ["app", "ls"]), ("Batch jobs", ["queue", "ls"]), ("Sites", ["site", "ls"]),
+        ("Actions", ["undo", "--list"]),
     ],
 )  # fmt: skip
 def test_values_have_the_documented_types(balsam: Balsam, db: Database, title: str, words: list[str]) -> None:

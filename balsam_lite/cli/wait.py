@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import display, states
+from ..core.clock import spoken
 from ..core.errors import NotFound
 from . import completion, listing, output
 from .common import Minutes, ask_sites, long_site_option, say
@@ -215,7 +216,7 @@ class _ProgressLine:
         rate = (over - first) / max(now - first_s, 1e-3)
         words = [f"{over} of {total} ({100 * over // max(total, 1)} %)"]
         words += [f"{failed} failed"] * bool(failed)
-        words += [f"{output.rate(rate)}, {display.duration(self.pending / rate)} left"] if rate else []
+        words += [f"{output.rate(rate)}, {spoken(self.pending / rate)} left"] if rate else []
         return ", ".join(words)
 
     def _write(self, text: str) -> None:

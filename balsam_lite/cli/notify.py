@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ..core.errors import SettingsError
 from ..db.engine import directories
 from . import output
 from .common import say
@@ -42,9 +43,9 @@ def notify(ctx: click.Context, action: str, *, event: str, json: bool) -> int:
     directory = directories.find(ctx.find_root().obj)
     settings = Settings.load(directory)
     if not settings.ON_EVENT:
-        raise click.ClickException(
-            "The setting ON_EVENT is empty, so there are no notifications. "
-            f"Set it in {output.one_line(directory)}/settings.json, or in the variable BALSAM_ON_EVENT."
+        raise SettingsError(
+            "The setting ON_EVENT is empty, so there are no notifications.",
+            hint=f"Set it in {directory}/settings.json, or in the variable BALSAM_ON_EVENT.",
         )
     now_us = SystemClock.now_us()
     notification = composed(sample(event, now_us), directory, now_us)

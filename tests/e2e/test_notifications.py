@@ -236,7 +236,7 @@ def test_urls_are_called_by_apprise(bench: Bench):
 def test_notify_test_calls_the_hook_and_shows_what_came_back(bench: Bench, hook: Hook, monkeypatch, capfd):
     monkeypatch.setenv("BALSAM_DB_PATH", bench.directory)
     monkeypatch.setenv("BALSAM_ON_EVENT", "")
-    assert main(["notify", "test"]) == 1
+    assert main(["notify", "test"]) == 2
     assert "The setting ON_EVENT is empty" in capfd.readouterr().err
     monkeypatch.setenv("BALSAM_ON_EVENT", hook.command)
     for kind in notifications.KINDS:

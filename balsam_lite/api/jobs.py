@@ -20,7 +20,7 @@ from ..db import collected
 from ..db.engine import directories
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
-from ..db.query.runs import Attempt
+from ..db.query.runs import WithAttempts
 from . import application, site_handle, waiting
 from .query import Manager, Query, of_kind
 from .records import (
@@ -118,7 +118,7 @@ class _Parameters(HiddenAttribute):
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
-class Job(SiteRecord):
+class Job(SiteRecord, WithAttempts):
     """A job: one planned run of an application at a site.
 
     `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. Its workdir must not
@@ -243,22 +243,11 @@ class Job(SiteRecord):
         """Return its parents."""
         return type(self).objects.filter(id=sorted(self.parent_ids))
 
-    @property
-    def attempts(self) -> list[Attempt]:
-        """Return the record of its attempts, oldest first: when and where each ran, how it ended and what it used.
-
-        An attempt that never started is none. Asks the site; a job that was not saved has none.
-        """
+    def _run_rows(self) -> list[dict[str, Any]]:
+        """Ask the site; a job that was not saved has no runs."""
         if self._handle is None:
             return []
-        rows = self._handle.interface.page({"id": self._row["id"]}, ("attempts",))
-        return [Attempt.of_row(run) for row in rows for run in row["attempts"]]
-
-    @property
-    def runtime(self) -> float | None:
-        """Return for how many seconds its last attempt ran; None if that is unknown, or is not over. Asks the site."""
-        found = self.attempts
-        return found[-1].runtime_s if found else None
+        return [run for row in self._handle.interface.page({"id": self._row["id"]}, ("attempts",)) for run in row["attempts"]]
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 

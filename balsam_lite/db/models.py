@@ -38,7 +38,7 @@ from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
 from .query import queries, runs, text_forms
-from .query.runs import Attempt
+from .query.runs import WithAttempts
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
 from .store import graph, held_back, insert, job_changes, user_actions
 
@@ -161,7 +161,7 @@ def _collected(
     return row["job_id"], parents
 
 
-class BalsamJob(StoredRecord):
+class BalsamJob(StoredRecord, WithAttempts):
     """A job: one planned run of an application.
 
     `BalsamJob(name=…, application=…)` makes one that `save()` or `objects.bulk_create` adds to the DB, where its values are
@@ -463,28 +463,14 @@ class BalsamJob(StoredRecord):
 
     @property
     def runtime_seconds(self) -> float | None:
-        """Return, as Balsam 0.3, the seconds from its last RUNNING to the RUN_DONE after that; None if there is none.
-
-        `runtime` is that of the program alone, whatever its result.
-        """
+        """Return the seconds from its last RUNNING to the RUN_DONE after that (as Balsam 0.3); None if there is none."""
         times = {state: time for time, _, state, _ in self._events()}
         started, ended = times.get(states.RUNNING), times.get(states.RUN_DONE)
         return None if started is None or ended is None or ended < started else (ended - started) / SECOND_US
 
-    @property
-    def attempts(self) -> list[Attempt]:
-        """Return the record of its attempts, oldest first: when and where each ran, how it ended and what it used.
-
-        An attempt that never started is none. One read transaction.
-        """
+    def _run_rows(self) -> list[dict[str, Any]]:
         with self._db.read() as cx:
-            return [Attempt.of_row(run.as_row()) for run in runs.runs_of(cx, self._number())]
-
-    @property
-    def runtime(self) -> float | None:
-        """Return for how many seconds its last attempt ran; None if that is unknown, or is not over. One read transaction."""
-        found = self.attempts
-        return found[-1].runtime_s if found else None
+            return [run.as_row() for run in runs.runs_of(cx, self._number())]
 
     # --- relatives ----------------------------------------------------------------------------------------------------
 

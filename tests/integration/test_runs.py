@@ -214,27 +214,26 @@ def test_a_backup_has_the_runs_and_a_damaged_db_gives_them_back(bench: Bench, tm
 # --- faces ------------------------------------------------------------------------------------------------------------
 
 
-def test_python_shows_the_attempts_in_both_faces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_shows_the_attempts_in_both_faces(bench: Bench) -> None:
     bench.shell("fails", "sleep 0.2; exit 3")
     (job,) = bench.add([{"application": "fails", "name": "one", "workflow": "w", "max_retries": 1}])
     assert bench.run("--nodes", "1") == 0
     bench.add([{"application": "fails", "name": "waits"}])
-    monkeypatch.setenv("BALSAM_DB_PATH", bench.directory)
-    use(bench.db)
-    one = BalsamJob.objects.get(name="one")
-    first, second = one.attempts
-    assert (first.attempt, second.attempt, second.return_code, second.node) == (1, 2, 3, HOST)
-    assert first.ended <= second.started <= datetime.now(timezone.utc)
-    assert one.runtime == second.runtime_s >= 0.2
-    same = Job.objects.get(name="one")
-    assert (same.attempts, same.runtime) == (one.attempts, one.runtime)
-    assert (BalsamJob.objects.get(name="waits").attempts, BalsamJob.objects.get(name="waits").runtime) == ([], None)
-    assert Job(workdir="x", app_id="fails").attempts == []
-    assert [found.name for found in BalsamJob.objects.filter(runtime__gt=0.1, node=HOST)] == ["one"]
-    assert [found.name for found in BalsamJob.objects.order_by("-runtime")] == ["one", "waits"]
-    assert [found.name for found in BalsamJob.objects.order_by("runtime")] == ["one", "waits"], "what never ran comes last"
-    ends = [event.data for event in EventLog.objects.filter(job_id=job, to_state="RUN_ERROR").order_by("timestamp")]
-    assert [(end["returncode"], end["started"]) for end in ends] == [(3, run.started_us) for run in runs(bench, job)]
+    with use(bench.db):
+        one = BalsamJob.objects.get(name="one")
+        first, second = one.attempts
+        assert (first.attempt, second.attempt, second.return_code, second.node) == (1, 2, 3, HOST)
+        assert first.ended <= second.started <= datetime.now(timezone.utc)
+        assert one.runtime == second.runtime_s >= 0.2
+        same = Job.objects.get(name="one")
+        assert (same.attempts, same.runtime) == (one.attempts, one.runtime)
+        assert (BalsamJob.objects.get(name="waits").attempts, BalsamJob.objects.get(name="waits").runtime) == ([], None)
+        assert Job(workdir="x", app_id="fails").attempts == []
+        assert [found.name for found in BalsamJob.objects.filter(runtime__gt=0.1, node=HOST)] == ["one"]
+        assert [found.name for found in BalsamJob.objects.order_by("-runtime")] == ["one", "waits"]
+        assert [found.name for found in BalsamJob.objects.order_by("runtime")] == ["one", "waits"], "what never ran comes last"
+        ends = [event.data for event in EventLog.objects.filter(job_id=job, to_state="RUN_ERROR").order_by("timestamp")]
+        assert [(end["returncode"], end["started"]) for end in ends] == [(3, run.started_us) for run in runs(bench, job)]
 
 
 def test_a_history_tells_where_each_attempt_ran_and_how_long(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

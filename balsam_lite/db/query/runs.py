@@ -87,6 +87,30 @@ class Attempt(NamedTuple):
         return cls(**{**row, "started": moment(row["started"]), "ended": moment(row["ended"])})
 
 
+class WithAttempts:
+    """The record of its runs, for a job in Python."""
+
+    __slots__ = ()
+
+    def _run_rows(self) -> list[dict[str, Any]]:
+        """Return the job's runs as `Run.as_row` shows them."""
+        raise NotImplementedError
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Return its attempts, oldest first: when and where each ran, how it ended and what it used. Read anew each time.
+
+        An attempt that never started is none.
+        """
+        return list(map(Attempt.of_row, self._run_rows()))
+
+    @property
+    def runtime(self) -> float | None:
+        """Return for how many seconds its last attempt ran; None if that is unknown, or is not over. Read anew each time."""
+        found = self.attempts
+        return found[-1].runtime_s if found else None
+
+
 _COLUMNS = (
     "run.job, run.attempt, run.lease, run.nodes, run.gpus, run.cpus, run.started, run.ended, run.return_code, "
     "run.user_us, run.system_us, run.max_memory, run.cause"

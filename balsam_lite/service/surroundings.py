@@ -28,12 +28,13 @@ def surroundings(cx: Connection, db: Database, settings: Settings, watch: Watch 
     """
     margin = settings.end_margin_s / 60
     found = reasons.surroundings(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S, watch, margin)
-    return found._replace(
+    found = found._replace(
         policy=_policy(db, settings) if found.service is not None else None,
         machine=_of_machine(db, is_alive=bool(found.launchers or found.starting)),
-        missing_program=_missing_program,
-        missing_source=_missing_source,
     )
+    if found.is_elsewhere:
+        return found
+    return found._replace(missing_program=_missing_program, missing_source=_missing_source)
 
 
 def _policy(db: Database, settings: Settings) -> Policy:

@@ -642,6 +642,15 @@ def test_a_short_job_outside_of_a_filter_is_not_told_the_reason_of_a_long_one_in
     assert [one["code"] for one in row["reasons"]] == ["other-workflow"]
 
 
+def test_files_are_looked_for_here_only_if_jobs_run_here(bench: Bench, explain: Explain) -> None:
+    bench.app("away", "/nowhere/program")
+    number = job(bench, application="away", stage_in_url="/nowhere/in.dat")
+    assert [one["code"] for one in explain(f"#{number}")[0]["reasons"]][:2] == ["no-program", "no-stage-in"]
+    note = Taker("", Scope(), (NodeKind(1, 4, 0),)).as_note(None)
+    lease_of(bench, holder=Holder("far", "1", 7, "1"), note=note)
+    assert explain(f"#{number}")[0]["reasons"] == []
+
+
 def test_listings_have_the_first_reason_of_each_job(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     lease = launcher(bench, scope=Scope("w"), ends_us=now_us() + 20 * MINUTE_US)
     bench.app("gone", "true")

@@ -68,6 +68,7 @@ class Surroundings(NamedTuple):
     machine: tuple[Reason, ...] = ()  # what keeps all jobs from starting
     nested: frozenset[int] = frozenset()  # running jobs that wait for jobs
     expiry_s: float = 120.0
+    is_elsewhere: bool = False  # a launcher on another host or in a batch job may see other files than this host
     #: Returns why an application's program, or a source of files, is not on this host; "" if it is, or is elsewhere.
     missing_program: Callable[[str], str] = lambda executable: ""
     missing_source: Callable[[str], str] = lambda url: ""
@@ -91,6 +92,7 @@ def surroundings(
     notes = dict(cx.execute("SELECT id, note FROM lease WHERE closed IS NULL"))
     launchers, starting, holders, service, note = [], [], {}, None, {}
     alive: set[str] = set()  # batch jobs
+    is_elsewhere = False
     for lease in leases.open_leases(cx):
         is_dead = leases.is_dead(lease, expiry_s, watch)
         if is_dead or leases.is_doubtful(lease, now_us, expiry_s, watch):
@@ -104,6 +106,7 @@ def surroundings(
             else:
                 launchers.append(taker)
             alive.add(lease.scheduler_id.partition(".")[0])
+            is_elsewhere = is_elsewhere or not lease.holder.is_here()
     rows = queries.unended_batch_jobs(cx)
     queued = [row for row in rows if row["scheduler_id"].partition(".")[0] not in alive or not row["scheduler_id"]]
     waits = leases.living_waits(cx, expiry_s, watch)
@@ -119,6 +122,7 @@ def surroundings(
         last=_last(cx),
         nested=frozenset(wait.job for wait in waits if wait.job is not None),
         expiry_s=expiry_s,
+        is_elsewhere=is_elsewhere or bool(queued),
     )
 
 

@@ -20,9 +20,9 @@ _MAX_VARIABLES, _MAX_CHARACTERS = 200, 1000
 def record_of(submitted: str, environ: Mapping[str, str] = os.environ) -> str:
     """Return the record of this process as JSON: modules, versions, the hash of its environment and its difference.
 
-    `submitted` holds the environment of the submitter (see `batch_jobs.kept_variables`) as JSON; "": there was none, or it is
-    unknown. Of a variable that differs the record has both values, null for none. Launchers of the same hash have the same
-    variables; secret values are masked, and neither compared nor hashed.
+    `submitted` holds the environment of the submitter (see `batch_jobs.kept_variables`) as JSON; "" or "{}": there was none, or
+    it is unknown. Of a variable that differs the record has both values, null for none. Launchers of the same hash have the
+    same variables; secret values are masked, and neither compared nor hashed.
     """
     here = kept_variables(environ)
     record: dict[str, Any] = {
@@ -37,7 +37,7 @@ def record_of(submitted: str, environ: Mapping[str, str] = os.environ) -> str:
     there = None
     with suppress(ValueError):
         there = json.loads(submitted)
-    if there is not None:
+    if there:
         names = sorted(name for name in {*here, *there} if here.get(name) != there.get(name))
         record["environment_difference"] = {
             name: [_cut(there.get(name)), _cut(here.get(name))] for name in names[:_MAX_VARIABLES]

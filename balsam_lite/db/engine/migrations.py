@@ -315,7 +315,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         *CAUSES_OF_FAILURES,
         "CREATE INDEX job_failure ON job (failure) WHERE failure IS NOT NULL",
         "ALTER TABLE lease ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT '{}'",
     ),
 )
 

@@ -217,7 +217,7 @@ TABLES = (
     tries INTEGER NOT NULL DEFAULT 1,
     expected_start INTEGER,
     polled INTEGER,
-    environment TEXT NOT NULL DEFAULT ''
+    environment TEXT NOT NULL DEFAULT '{}'
 )""",
     # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

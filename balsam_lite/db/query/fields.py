@@ -133,7 +133,8 @@ _BATCH_JOB_KINDS = {
     "wall_minutes": "minutes", "job_mode": "text", "wf_filter": "text", "filter_tags": "tags", "sched_flags": "text",
     "command": "text", "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag",
     "created": "time", "started": "time", "ended": "time", "exit_code": "id", "log": "text", "partitions": "text",
-    "optional_params": "object", "absent": "time", "cluster": "text", "tries": "count",
+    "optional_params": "object", "absent": "time", "cluster": "text", "tries": "count", "expected_start": "time",
+    "polled": "time", "environment": "object",
 }  # fmt: skip
 
 BATCH_JOB = Table(

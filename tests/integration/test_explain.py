@@ -651,6 +651,15 @@ def test_files_are_looked_for_here_only_if_jobs_run_here(bench: Bench, explain: 
     assert explain(f"#{number}")[0]["reasons"] == []
 
 
+def test_a_launch_whose_launcher_has_ended_brings_no_other(bench: Bench, explain: Explain) -> None:
+    launch(bench, state="running", started=now_us())
+    number = job(bench)
+    with bench.db.write() as cx:
+        lease = leases.open_lease(cx, "launcher", Holder.current(), "77.server", now_us())
+        leases.close_lease(cx, lease, now_us(), "test")
+    assert [one["code"] for one in explain(f"#{number}")[0]["reasons"]] == ["no-launcher"]
+
+
 def test_listings_have_the_first_reason_of_each_job(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     lease = launcher(bench, scope=Scope("w"), ends_us=now_us() + 20 * MINUTE_US)
     bench.app("gone", "true")

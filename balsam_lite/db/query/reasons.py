@@ -108,7 +108,15 @@ def surroundings(
             alive.add(lease.scheduler_id.partition(".")[0])
             is_elsewhere = is_elsewhere or not lease.holder.is_here()
     rows = queries.unended_batch_jobs(cx)
-    queued = [row for row in rows if row["scheduler_id"].partition(".")[0] not in alive or not row["scheduler_id"]]
+    queued = [
+        row
+        for row in rows
+        if not row["scheduler_id"]
+        or (
+            row["scheduler_id"].partition(".")[0] not in alive
+            and not (row["started"] and queries.launchers_in(cx, "id", row["scheduler_id"], row["created"]))  # and has ended
+        )
+    ]
     waits = leases.living_waits(cx, expiry_s, watch)
     return Surroundings(
         now_us,

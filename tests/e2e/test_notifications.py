@@ -23,6 +23,7 @@ from launching import Bench, alive
 from balsam_lite.cli.main import main
 from balsam_lite.core import event_hook
 from balsam_lite.core.clock import SECOND_US
+from balsam_lite.db.engine import connection
 from balsam_lite.db.store import leases, notifications, user_actions
 from balsam_lite.launcher.notifier import Notifier, composed, sample
 
@@ -171,6 +172,7 @@ def test_a_hook_that_fails_is_one_log_line(bench: Bench, command: str, words: st
     assert len(lines) == 1
     assert words in lines[0]
     assert "secret" not in log_of(bench)
+    assert b"secret" not in Path(bench.directory, connection.FILE_NAME).read_bytes()
     assert bench.states()["FAILED"] == 3
 
 

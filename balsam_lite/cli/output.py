@@ -351,11 +351,12 @@ def history(
     `db.query.runs.Run.as_row`) follows the message of the event that ends it.
     """
     lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]
-    records = {run["ended"]: _record(run) for run in attempts}
+    ended = [run for run in attempts if run["ended"] is not None]
     entries = [*events, *((edit["timestamp"], "", "EDITED", edit_in_words(edit)) for edit in edits)]
     for time_us, left, state, message in sorted(entries, key=lambda entry: entry[0]) if edits else entries:
-        record = records.get(time_us, "") if left == states.RUNNING else ""
-        message = "\n".join(filter(None, (message.rstrip(), record)))
+        if left == states.RUNNING:  # a killed run ends after its event, all others with theirs
+            its = [run for run in ended if run["ended"] == time_us or (state == states.USER_KILLED and run["ended"] > time_us)]
+            message = "\n".join(filter(None, (message.rstrip(), *map(_record, its[:1]))))
         text = many_lines(message).rstrip().replace("\n", "\n    ")
         lines.append(f"[{format_us(time_us)} {state}] {text}".rstrip())
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from helpers import Slots, db_with_app, wait_until
 from launching import PYTHON, Bench
 
 from balsam_lite.api import EventLog, Job
+from balsam_lite.cli.main import main
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.engine.salvage import salvage
@@ -104,7 +105,7 @@ def test_a_program_that_could_not_start_has_a_row_without_a_start(bench: Bench) 
     assert run.ended_us is not None
 
 
-def test_a_killed_run_ends_killed_when_its_program_is_gone(bench: Bench) -> None:
+def test_a_killed_run_ends_killed_when_its_program_is_gone(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.shell("long", "sleep 600")
     (job,) = bench.add([{"application": "long"}])
     launcher = bench.launch("--nodes", "1")
@@ -116,6 +117,8 @@ def test_a_killed_run_ends_killed_when_its_program_is_gone(bench: Bench) -> None
     (run,) = wait_until(lambda: [run for run in runs(bench, job) if run.ended_us])
     assert (run.cause, run.return_code) == ("killed", -signal.SIGTERM)
     assert launcher.wait(30) == 0
+    main(["--db", bench.directory, "ls", "--history"])
+    assert f"USER_KILLED] on {HOST}, " in capsys.readouterr().out
     assert findings(bench) == []
 
 
@@ -237,8 +240,6 @@ def test_python_shows_the_attempts_in_both_faces(bench: Bench) -> None:
 
 
 def test_a_history_tells_where_each_attempt_ran_and_how_long(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    from balsam_lite.cli.main import main
-
     bench.script("large", f"x = bytearray({TAKEN})\nraise SystemExit(3)")
     bench.add([{"application": "large", "name": "one"}])
     assert bench.run("--nodes", "2") == 0

@@ -162,7 +162,6 @@ def test_a_db_in_which_nothing_runs_though_jobs_wait_is_told_once(bench: Bench, 
         ("echo sorry >&2; exit 3", "exit code 3: sorry"),
         ("yes", "it printed more than 1 MiB, so it was killed"),
         ("exec 0<&- 1>&- 2>&-; kill -9 $$", "exit code -9"),
-        ("nowhere://secret", "exit code 1"),
     ],
 )
 def test_a_hook_that_fails_is_one_log_line(bench: Bench, command: str, words: str):
@@ -171,9 +170,17 @@ def test_a_hook_that_fails_is_one_log_line(bench: Bench, command: str, words: st
     lines = [line for line in log_of(bench).splitlines() if "ON_EVENT failed for" in line and "job-failed" in line]
     assert len(lines) == 1
     assert words in lines[0]
+    assert bench.states()["FAILED"] == 3
+
+
+def test_the_passwords_in_urls_are_neither_logged_nor_recorded(bench: Bench):
+    bench.add(jobs("w", "bad", 1))
+    assert bench.run(BALSAM_ON_EVENT="nowhere://secret") == 0
     assert "secret" not in log_of(bench)
     assert b"secret" not in Path(bench.directory, connection.FILE_NAME).read_bytes()
-    assert bench.states()["FAILED"] == 3
+    done = event_hook.call("nowhere://secret", [composed(sample("stuck", 0), bench.directory, 0)], timeout_s=60)
+    assert done.failure == "exit code 1: apprise does not understand the URL that begins with nowhere://"
+    assert "secret" not in done.stderr
 
 
 def test_a_hook_that_hangs_delays_no_job_and_ends_with_the_launcher(bench: Bench, tmp_path: Path):

@@ -61,6 +61,7 @@ class Settings(NamedTuple):
     ON_EVENT: str = ""
     ON_EVENT_INTERVAL_S: float = 60.0
     ON_EVENT_TIMEOUT_S: float = 30.0
+    ON_EVENT_END_S: float = 2.0
     STUCK_AFTER_S: float = 3600.0
 
     @property
@@ -128,6 +129,7 @@ MEANINGS = {
     "ON_EVENT": "Shell command that gets a notification as JSON on stdin, or URLs for apprise; empty: no notifications",
     "ON_EVENT_INTERVAL_S": "Minimum seconds between two notifications of the same kind; one counts all that happened meanwhile",
     "ON_EVENT_TIMEOUT_S": "Seconds after which a call of ON_EVENT is ended",
+    "ON_EVENT_END_S": "Seconds that a launcher or service waits at its end for the last calls of ON_EVENT, before it ends them",
     "STUCK_AFTER_S": "Seconds after which a DB is stuck if nothing runs though jobs wait; 0: never",
 }
 

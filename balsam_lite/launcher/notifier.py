@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Minimum seconds between two looks at the new events of a DB.
 _LOOK_PERIOD_S = 1.0
-#: Seconds to wait at the end of a launcher or service for the calls under way.
-END_TIMEOUT_S = 2.0
-#: Seconds to wait then for the call before the last one.
+#: Seconds to wait at the end of a launcher or service for a call under way before the last one.
 _LAST_BUT_ONE_TIMEOUT_S = 1.0
 #: Seconds in which the reason is looked for why nothing runs.
 _REASONS_BUDGET_S = 0.5
@@ -43,7 +41,7 @@ EXAMPLES = {
 class Notifier:
     """The notifications of one DB, as one launcher or the service sends them. Without ON_EVENT nothing happens.
 
-    `look` is called in a write transaction, `send` when that is committed. Nothing blocks but `close`, for END_TIMEOUT_S.
+    `look` is called in a write transaction, `send` when that is committed. Nothing blocks but `close`, for ON_EVENT_END_S.
 
     Args:
         surroundings: returns what could run jobs, to tell why nothing runs; None: what the DB alone tells.
@@ -115,7 +113,7 @@ class Notifier:
     def close(self) -> None:
         """Wait a moment for the calls under way, then end them."""
         if self._hook is not None:
-            self._log(self._hook.close(END_TIMEOUT_S))
+            self._log(self._hook.close(self._settings.ON_EVENT_END_S))
 
     def _why_stuck(self) -> str:
         """Return why most of the waiting jobs wait; "" if that is unknown."""

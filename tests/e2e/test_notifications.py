@@ -50,7 +50,7 @@ def hook(tmp_path: Path) -> Hook:
 
 @pytest.fixture
 def bench(tmp_path: Path, hook: Hook) -> Iterator[Bench]:
-    made = Bench(tmp_path, BALSAM_ON_EVENT=hook.command, BALSAM_HEARTBEAT_S="0.5")
+    made = Bench(tmp_path, BALSAM_ON_EVENT=hook.command, BALSAM_HEARTBEAT_S="0.5", BALSAM_ON_EVENT_END_S="30")
     made.app("ok", "true")
     made.app("bad", "false")
     yield made
@@ -185,7 +185,7 @@ def test_the_passwords_in_urls_are_neither_logged_nor_recorded(bench: Bench):
 
 def test_a_hook_that_hangs_delays_no_job_and_ends_with_the_launcher(bench: Bench, tmp_path: Path):
     pid_file = tmp_path / "pid"
-    bench.environ["BALSAM_ON_EVENT"] = f"echo $$ > {pid_file}; exec sleep 600"
+    bench.environ.update(BALSAM_ON_EVENT=f"echo $$ > {pid_file}; exec sleep 600", BALSAM_ON_EVENT_END_S="2")
     bench.app("nap", "sleep 3")
     bench.add([*jobs("w", "bad", 1), *jobs("w", "nap", 1), *jobs("v", "ok", 200)])
     started = time.monotonic()

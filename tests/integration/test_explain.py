@@ -24,7 +24,7 @@ from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import PollFailed
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine.schema import LARGE_WRITE_HOLD
-from balsam_lite.db.query import reasons
+from balsam_lite.db.query import queries, reasons
 from balsam_lite.db.query.catalogue import CATALOGUE
 from balsam_lite.db.query.demand import Scope
 from balsam_lite.db.query.takers import MpiRules, NodeKind, Taker
@@ -707,6 +707,18 @@ def test_jobs_with_one_reason_are_one_group_with_an_example(bench: Bench, explai
         "failed-exit": (1, "its program failed, exit code 3"),
     }
     assert [one["code"] for one in explain("--wf", "v", "--where", "num_nodes=1")] == ["other-workflow"]
+
+
+def test_a_group_of_jobs_with_a_failed_parent_names_the_job_to_run_again(bench: Bench, explain: Explain) -> None:
+    bench.shell("bad", "exit 3")
+    first, *below = job(bench, name="first", application="bad"), job(bench), job(bench)
+    for parent, child in zip([first, *below], below):
+        bench.depend(parent, child)
+    assert bench.run() == 0
+    (group,) = [one for one in explain() if one["code"] == "failed-with-parent"]
+    assert group["jobs"] == 2 and group["reason"].startswith("parent failed, such as first [")
+    with bench.db.read() as cx:
+        assert f"balsam rerun --id {queries.job(cx, first)['job_id'][:8]}" in group["remedy"]
 
 
 def test_groups_agree_with_the_first_reason_of_each_job(bench: Bench) -> None:

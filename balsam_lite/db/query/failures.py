@@ -77,7 +77,11 @@ def failures(cx: sqlite3.Connection, where: Mapping[str, Any]) -> list[Group]:
     found = []
     for cause, jobs in select.count_failures(cx, where).items():
         (example,) = select.job_ids(cx, {"$and": [where, {"failure": [cause]}]} if where else {"failure": [cause]}, most=1)
-        found.append(Group(make(code_of(cause), "", why=f"{cause}{_where(cx, cause, jobs)}"), jobs, example))
+        reason = make(code_of(cause), why=f"{cause}{_where(cx, cause, jobs)}")
+        root = _root(cx, example) if reason.code == "failed-with-parent" else None
+        if root is not None:
+            reason = make(reason.code, why=f"{cause}, such as {root.label}, which is {root.state}", job=root.short_id)
+        found.append(Group(reason, jobs, example))
     return found
 
 

@@ -69,6 +69,7 @@ def as_script(blocks: list[Block]) -> str:
 
 
 def without_particulars(text: str) -> list[str]:
-    """The lines of `text`, with ids and times made alike and the blanks between words made one."""
+    """The lines of `text`, with ids, times and nodes made alike and the blanks between words made one."""
     text = re.sub(TIME, "TIME", re.sub(UUID, "UUID", text))
+    text = re.sub(r"\bon \S+/\d+, [\d.]+ \w+$", "on NODE, DURATION", text, flags=re.MULTILINE)
     return [" ".join(re.sub("-{9,}", "---", line).split()) for line in text.splitlines() if line.strip()]

@@ -177,7 +177,9 @@ def test_a_place_whose_end_is_doubted_is_given_away_as_soon_as_any_other(clock):
             runner = SimpleNamespace(poll=lambda ended=ended: [ended], queued=Counter())
             db = SimpleNamespace(busy_timeout_s=1.0, access="shared")
             limits = Limits(None, False, None, None)
-            launcher = Launcher(db, settings, 1, pool, runner, SimpleNamespace(poll=list), limits, clock, clock.monotonic)
+            launcher = Launcher(
+                db, settings, 1, pool, runner, SimpleNamespace(poll=list, room=lambda: 1), limits, clock, clock.monotonic
+            )
             launcher._collect()
             if not free:
                 pool.reserve(shape)

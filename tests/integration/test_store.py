@@ -773,8 +773,10 @@ class StoreMachine(RuleBasedStateMachine):
         with self.db.read() as cx:
             if cx.execute("SELECT 1 FROM job WHERE lease IS NOT NULL OR start_after IS NOT NULL").fetchone():
                 return
-            ignores_parents = "SELECT 1 FROM job WHERE wait_for_parents = 0 AND id IN (SELECT child FROM dependency)"
-            if cx.execute(ignores_parents).fetchone():  # such a child is revived with its parent, and does not fail again
+            # A child whose run_when was changed after it had failed is revived by any change of a parent, and stays so.
+            ignores_parents = f"""SELECT 1 FROM job WHERE wait_for_parents = 0 AND id IN (SELECT child FROM dependency)
+                OR {graph.FAILED_WITH_PARENT} AND {graph.CAUSE} IS NULL"""
+            if cx.execute(ignores_parents).fetchone():
                 return
         if self.unfinished():
             return

@@ -54,7 +54,7 @@ UNFINISHED_PARENTS = f"""(job.wait_for_parents * CASE job.run_when
     ELSE (SELECT CASE WHEN count(*) = 0 OR max({_HAS_FINISHED}) THEN 0 ELSE 1 + sum(NOT {_HAS_ENDED}) END {_PARENTS}) END)"""
 
 #: A parent because of which the `run_when` of a waiting job can no longer hold; NULL while it can.
-_CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
+CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
     WHEN job.run_when = 'all_finished' THEN (SELECT p.id {_PARENTS} AND {_IS_LOST} LIMIT 1)
     WHEN job.run_when = 'any_finished' AND job.unfinished_parents = 1 THEN (SELECT min(d.parent) {_PARENTS})
     END"""
@@ -231,7 +231,7 @@ def find_cycle(edges: Iterable[tuple[int, int]], of: int | None = None) -> list[
 def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
     """Let jobs that no launcher holds wait for their parents, fail with them, or go on, according to their present counts."""
     rows = cx.execute(
-        f"""SELECT id, state, unfinished_parents, {_CAUSE} FROM job
+        f"""SELECT id, state, unfinished_parents, {CAUSE} FROM job
             WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL AND state IN ({sql_list(_RECONSIDERED)})
                 AND (unfinished_parents > 0 OR state = '{states.AWAITING_PARENTS}')""",
         (id_list(jobs),),
@@ -383,7 +383,7 @@ def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[in
     """Let those of `jobs` wait again that failed because of a parent that is no longer lost. Return them."""
     rows = cx.execute(
         f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {FAILED_WITH_PARENT}
-                AND job.lease IS NULL AND {_CAUSE} IS NULL""",
+                AND job.lease IS NULL AND {CAUSE} IS NULL""",
         (id_list(jobs),),
     ).fetchall()
     path = (states.FAILED, states.AWAITING_PARENTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import caller
@@ -80,15 +80,16 @@ class Undone(NamedTuple):
 def preview(db: Database, action: Action) -> Undone:
     """Return what `take_back` would do. Opens a read transaction."""
     with db.read() as cx:
-        counted: Counter[str] = Counter()
-        for jobs in reversal.slices(_edited(cx, action.id)):
+        edited, kept = _edited(cx, action.id), _kept(cx, action.id)
+        counted = _missing(action, edited, kept)
+        for jobs in reversal.slices(edited):
             counted.update(one.reason or "taken" for one in reversal.reversals(cx, action.id, action.fields, jobs))
-        for _, jobs in _kept(cx, action.id):
+        for _, jobs in kept:
             listed = id_list(jobs)
             present = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?))"
             clash = int(cx.execute(present, (listed,)).fetchone()[0])
             counted.update(taken=len(jobs) - clash, conflict=clash)
-        return _undone(action, counted)
+        return _undone(counted)
 
 
 def take_back(db: Database, action: Action, progress: Progress | None = None) -> Undone:
@@ -119,16 +120,20 @@ def take_back(db: Database, action: Action, progress: Progress | None = None) ->
             by = mark(cx)
             for part in parts:
                 counted.update(pieces.ACTIONS[part.action](cx, 0, part.jobs, {**part.parameters, "by": by}))
-    return _undone(action, counted)
+    counted.update(_missing(action, edited, kept))
+    return _undone(counted)
 
 
-def _undone(action: Action, counted: Mapping[str, int]) -> Undone:
-    left = {reason: counted[reason] for reason in REASONS if counted.get(reason)}
-    missing = action.jobs - counted.get("taken", 0) - sum(left.values())
-    if missing > 0:
-        reason = "expired" if action.kind in (actions.REMOVE, actions.REMOVE_APPS) else "gone"
-        left[reason] = left.get(reason, 0) + missing
-    return Undone(counted.get("taken", 0), left)
+def _undone(counted: Mapping[str, int]) -> Undone:
+    return Undone(counted.get("taken", 0), {reason: counted[reason] for reason in REASONS if counted.get(reason)})
+
+
+def _missing(action: Action, edited: Sequence[int], kept: Sequence[tuple[int, list[int]]]) -> Counter[str]:
+    """Return how many jobs of an action have left no rows from which to restore them."""
+    if action.kind == actions.REMOVE_APPS:  # its number of jobs includes the applications
+        return Counter(expired=0 if kept else action.jobs)
+    missing = max(0, action.jobs - len(edited) - sum(len(jobs) for _, jobs in kept))
+    return Counter(expired=missing) if action.kind == actions.REMOVE else Counter(gone=missing)
 
 
 def _edited(cx: sqlite3.Connection, action: int) -> list[int]:

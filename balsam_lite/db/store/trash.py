@@ -48,7 +48,8 @@ def keep(cx: sqlite3.Connection, action: int, jobs: Sequence[int]) -> None:
 
 def keep_edges(cx: sqlite3.Connection, action: int, parent: int, children: Sequence[int]) -> None:
     """Store the dependencies of these children, which are about to be deleted, on that parent."""
-    _store(cx, action, [], {"dependency": _packed(["parent", "child"], [(parent, child) for child in children])})
+    if children:  # another change of these jobs may have been first
+        _store(cx, action, [], {"dependency": _packed(["parent", "child"], [(parent, child) for child in children])})
 
 
 def keep_apps(cx: sqlite3.Connection, action: int, apps: Sequence[int]) -> None:

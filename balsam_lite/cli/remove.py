@@ -172,6 +172,8 @@ def _remove_jobs(chosen: Selection, site: str, everything: bool, how: _How) -> N
     if how.dry_run:
         which = "remove for good" if how.no_trash else "remove"
         with_them = " with their working directories" * how.workdirs
+        for there, _ in found.sites:  # or raise what the removal would
+            there.delete("job", found.where, force=how.force, running=how.running, dry_run=True)
         found.say_dry_run(which, {} if how.running else {"lease__isnull": True}, with_them)
         return
     if not (how.yes or how.force):

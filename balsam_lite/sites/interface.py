@@ -174,6 +174,7 @@ class SiteInterface(Protocol):
         keep_jobs: bool = False,
         no_trash: bool = False,
         workdirs: bool = False,
+        dry_run: bool = False,
     ) -> Row:
         """Remove all rows that match: {"deleted": n, "held": number of jobs left alone because a launcher holds them}.
 
@@ -186,6 +187,7 @@ class SiteInterface(Protocol):
             keep_jobs: keep the jobs of an app.
             no_trash: remove jobs and apps for good.
             workdirs: also remove the working directories of the jobs.
+            dry_run: of jobs; only raise what the removal would raise, and count.
 
         Raises:
             ParentInUse: jobs wait for one of these, and `force` is not set.

@@ -531,6 +531,7 @@ def delete(
     no_trash: bool = False,
     with_workdirs: bool = False,
     progress: large_writes.Progress | None = None,
+    dry_run: bool = False,
 ) -> Row:
     """Remove the jobs that match; jobs held by a launcher only if `running` is set. Return what `interface` specifies.
 
@@ -538,16 +539,25 @@ def delete(
         UnknownField, InvalidSpec, InvalidStateError; ParentInUse: other jobs wait for one of these, and `force` is not set.
     """
 
-    def remove(numbers: list[int]) -> int:
+    def unheld(numbers: list[int]) -> list[int]:
         with db.read() as cx:
             leases = queries.columns_of(cx, numbers, ("lease",))
-        unheld = [number for number in numbers if leases[number] == (None,)]
-        free = numbers if running else unheld
+        return [number for number in numbers if leases[number] == (None,)]
+
+    def remove(numbers: list[int]) -> int:
+        safe = unheld(numbers)
+        free = numbers if running else safe
         done["is_kept"] = not no_trash and trash.has_room(db, len(free))
         if with_workdirs:
-            done["workdirs"] = workdirs.of_jobs(db, free, unheld)
+            done["workdirs"] = workdirs.of_jobs(db, free, safe)
         return user_actions.delete(db, free, force=force, is_kept=done["is_kept"], progress=progress) if free else 0
 
+    if dry_run:
+        with db.read() as cx:
+            numbers = select.job_ids(cx, where)
+        free = numbers if running else unheld(numbers)
+        user_actions.check_deletion(db, free, force)
+        return {"is_kept": not no_trash, "deleted": len(free), "held": len(numbers) - len(free)}
     done: Row = {"is_kept": True}
     numbers, deleted = pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), remove)
     if with_workdirs:  # now that no job has them any more

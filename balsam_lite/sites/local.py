@@ -239,9 +239,10 @@ class LocalSite:
         keep_jobs: bool = False,
         no_trash: bool = False,
         workdirs: bool = False,
+        dry_run: bool = False,
     ) -> Row:
         """Remove all rows that match."""
-        options = {"job": (force, running, no_trash, workdirs, self.progress), "app": (force, keep_jobs, no_trash)}
+        options = {"job": (force, running, no_trash, workdirs, self.progress, dry_run), "app": (force, keep_jobs, no_trash)}
         done: Row = _keeper(kind).delete(self.database, where, *options.get(kind, ()))
         return done
 

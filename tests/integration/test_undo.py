@@ -340,7 +340,8 @@ def test_a_parent_of_very_many_children_returns_with_them(bench: Bench, monkeypa
     ("words", "said"),
     [
         (("rm", "jobs", "--all"), "Would remove 6 jobs: 1 CREATED, 5 AWAITING_PARENTS."),
-        (("job", "rm", "--name", "j1"), "Would remove 1 job: 1 AWAITING_PARENTS."),
+        (("job", "rm", "--name", "j5"), "Would remove 1 job: 1 AWAITING_PARENTS."),
+        (("rm", "jobs", "--name", "j1", "--force"), "Would remove 1 job: 1 AWAITING_PARENTS."),
         (("rm", "apps", "--all", "--with-jobs"), "Would remove 1 app of"),
         (("app", "rm", "--name", "true"), "Would remove 1 app of"),
         (("rerun", "--name", "j0", "--downstream"), "Would run again 1 job and 5 jobs below"),
@@ -363,6 +364,13 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(bench: Bench, wor
     with bench.db.read() as cx:
         assert cx.execute("SELECT count(*) FROM action").fetchone() == (1,)
         assert cx.execute("PRAGMA data_version").fetchone() == before
+
+
+def test_a_dry_run_is_refused_like_the_removal(bench: Bench) -> None:
+    chain(bench)
+    refused = [run(bench, "rm", "jobs", "--name", "j1", word, code=1) for word in ("--dry-run", "--yes")]
+    assert refused[0] == refused[1]
+    assert "1 job(s) wait for what is to be removed, for example j2" in refused[0]
 
 
 # --- working directories ----------------------------------------------------------------------------------------------

@@ -324,11 +324,18 @@ def delete(
             for parent in _parents_of_many(cx, jobs):
                 children = graph.children_of(cx, [parent])
                 parts.append(Part("leave_children", {"parent": parent, "is_kept": is_kept}, children))
-            if not force and (parts or is_large):
-                job_changes.doom(cx, jobs)
-                job_changes.refuse_in_use(cx)
+        if parts or is_large:
+            check_deletion(db, jobs, force)
     parts.append(Part("delete", {"force": force, "is_kept": is_kept}, jobs))
     return _carry_out(db, actions.REMOVE, [parts], progress, trash.empty_old)["removed"]
+
+
+def check_deletion(db: Database, ids: Iterable[int], force: bool) -> None:
+    """Raise ParentInUse if `delete` would: other jobs wait for one of these, and `force` is not set. One read transaction."""
+    if not force:
+        with db.read() as cx:
+            job_changes.doom(cx, list(ids))
+            job_changes.refuse_in_use(cx)
 
 
 def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:

@@ -80,10 +80,11 @@ RECORDED = {
 def test_an_answer_of_squeue_means_what_slurm_means(answer):
     native_id, state, code, reason, start, end = answer.split()
     meaning, words, exit_code, started, ended = RECORDED[answer]
+    expected_us = int(start) * 10**6 if meaning == "queued" and start.isdecimal() else None  # when Slurm means to start it
     assert parse_squeue(squeue_line(native_id, state, code, reason, start, end)) == {
         native_id: BatchStatus(
             native_id, meaning, words, exit_code, started and started * 10**6, ended and ended * 10**6,
-            "qlaunch1", "/db/qlaunch1.sh", submitted_us=1795342663 * 10**6,
+            "qlaunch1", "/db/qlaunch1.sh", submitted_us=1795342663 * 10**6, expected_us=expected_us or None,
         )
     }  # fmt: skip
 

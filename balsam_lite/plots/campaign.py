@@ -221,13 +221,19 @@ def _names_of(text: str | tuple[str, str]) -> tuple[str, ...]:
 def read(site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str], now_us: int, window: Window = ALL) -> Campaign:
     """Read the data of matching jobs: the jobs with their runs, and `parts` (changes, edges, batch_jobs).
 
-    Opens a transaction for each page. Jobs that are added meanwhile may be left out.
+    All is of one moment where `SiteInterface.at_one_moment` can make it so. Elsewhere each page is of its own moment.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; SiteUnreachable and DatabaseError.
     """
     found = Campaign(now_us, window)
     found.sites.append(site.entry.name)
+    with site.at_one_moment():
+        _read(found, site, where, parts)
+    return found
+
+
+def _read(found: Campaign, site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str]) -> None:
     last = 0
     while page := site.runs(where, last):
         found.add_runs(page)
@@ -236,7 +242,7 @@ def read(site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str], no
         found.add_creations()
         last = 0
         while True:
-            last, counts = site.changes(where, last, found.shift, *window)
+            last, counts = site.changes(where, last, found.shift, *found.window)
             if not last:
                 break
             found.add_changes(counts)
@@ -255,7 +261,6 @@ def read(site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str], no
     if "batch_jobs" in parts:
         rows = site.select("batch_job")
         found.batch_jobs = [(row["start_time"], row["end_time"], row["num_nodes"]) for row in rows]
-    return found
 
 
 def merged(found: list[Campaign]) -> Campaign:

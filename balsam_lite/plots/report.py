@@ -68,14 +68,15 @@ class _Figure(NamedTuple):
 
 
 def read(site: SiteInterface, where: Mapping[str, Any], now_us: int, window: Window = campaign.ALL) -> SiteData:
-    """Read what a report of the matching jobs needs. Opens a transaction for each page.
+    """Read what a report of the matching jobs needs, as of one moment where `SiteInterface.at_one_moment` can make it so.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; SiteUnreachable and DatabaseError.
     """
-    found = campaign.read(site, where, ("changes", "edges", "batch_jobs"), now_us, window)
-    apps = site.select("app")
-    return SiteData(found, site.about(), _first_jobs(site, found), apps, site.select("batch_job"), site.launchers())
+    with site.at_one_moment():
+        found = campaign.read(site, where, ("changes", "edges", "batch_jobs"), now_us, window)
+        apps = site.select("app")
+        return SiteData(found, site.about(), _first_jobs(site, found), apps, site.select("batch_job"), site.launchers())
 
 
 def _first_jobs(site: SiteInterface, of: Campaign) -> list[Row]:

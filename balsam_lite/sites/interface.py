@@ -44,6 +44,7 @@ of 10 000 rows or more costs little beyond its rows. Code that needs only the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ..db.engine.registry import SiteEntry
@@ -71,6 +72,12 @@ class SiteInterface(Protocol):
         db_id: a text that identifies this DB under all its addresses, shared only with copies of it; "" if the DB is too old;
         python: the interpreter there, which has balsam_lite;
         last_refresh: the time of the last heartbeat of a service; None if there was none.
+        """
+
+    def at_one_moment(self) -> AbstractContextManager[object]:
+        """Return a context in which all that is read is of one moment, if the site's DB is on a local file system of this host.
+
+        Elsewhere each method reads what is there when it is called, since a DB must not be held for as long.
         """
 
     def select(

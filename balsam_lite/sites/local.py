@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -11,6 +12,7 @@ from ..core.clock import SystemClock
 from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
+from ..db.engine.filesystem import LOCAL
 from ..db.engine.registry import SiteEntry
 from ..db.query import queries, select
 from ..db.store import held_back
@@ -49,6 +51,10 @@ class LocalSite:
         return self._database
 
     # --- reading ------------------------------------------------------------------------------------------------------
+
+    def at_one_moment(self) -> AbstractContextManager[object]:
+        """Hold a read transaction, which writers do not notice; not on a shared file system, where it would stop them."""
+        return self.database.read() if self.database.access == LOCAL else nullcontext()
 
     def about(self) -> Row:
         """Return version, path, identity, interpreter, whether a service is active and its last heartbeat, number of jobs."""

@@ -18,9 +18,12 @@ from helpers import Balsam
 from balsam_lite.core.display import COLOURS, ink
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.registry import SiteEntry
+from balsam_lite.db.query import campaign as pages
 from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.plots import report as reports
 from balsam_lite.plots.charts import KINDS
+from balsam_lite.sites.local import LocalSite
 
 S = 1_000_000
 #: 2026-05-31 12:00:00 UTC
@@ -82,6 +85,25 @@ def page_of(path: Path) -> Page:
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_of_one_moment_while_launchers_write(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "JOBS_PER_PAGE", 10)
+    site = LocalSite(SiteEntry(0, "campaign", str(db / "campaign")))
+    read_page, pages_read = site.runs, []
+
+    def runs(*words: object) -> list[object]:
+        """Let another connection add a job before the first pages."""
+        if len(pages_read) < 4:
+            writer = directories.open_database(str(db / "campaign"))
+            insert.add_jobs(writer, [{"name": "late", "application": "sim"}])
+            writer.close()
+        pages_read.append(words)
+        return read_page(*words)
+
+    monkeypatch.setattr(site, "runs", runs)
+    found = reports.read(site, {}, T0)
+    assert len(pages_read) > 3 and len(found.campaign.jobs) == 40
 
 
 def test_the_page_has_every_kind_of_plot_the_record_and_no_link_to_another_file(db: Path, run_balsam: Balsam) -> None:

@@ -22,8 +22,8 @@ from ...core.errors import BalsamError, InvalidSpec, SiteUnreachable
 from ...db.engine import directories, registry
 from ..interface import SiteInterface
 
-#: The methods that may be called, and no others.
-METHODS = tuple(name for name in vars(SiteInterface) if not name.startswith("_"))
+#: The methods that may be called, and no others: those that return data.
+METHODS = tuple(name for name in vars(SiteInterface) if not name.startswith("_") and name != "at_one_moment")
 
 
 class RpcRequest(NamedTuple):

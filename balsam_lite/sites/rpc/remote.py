@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 from ... import __version__
@@ -90,6 +91,10 @@ class RemoteSite:
     outputs = _forwarded(SiteInterface.outputs)
     explain = _forwarded(SiteInterface.explain)
     service = _forwarded(SiteInterface.service)
+
+    def at_one_moment(self) -> AbstractContextManager[object]:
+        """Return a context without effect: each call reads what is there then."""
+        return nullcontext()
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

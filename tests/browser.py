@@ -55,13 +55,17 @@ class Browser:
         self._session = ""
         self.requests: list[str] = []  # addresses that the page has asked for
         self.errors: list[str] = []  # of its scripts
-        targets = self.send("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self._session = self.send("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network"):
-            self.send(f"{domain}.enable")
 
     def __enter__(self) -> Browser:
+        try:
+            targets = self.send("Target.getTargets")["targetInfos"]
+            page = next(target["targetId"] for target in targets if target["type"] == "page")
+            self._session = self.send("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Network"):
+                self.send(f"{domain}.enable")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,10 +89,12 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         give_up = time.monotonic() + _TIMEOUT_S
+        poll = select.poll()  # select() refuses descriptors above 1023
+        poll.register(self._in, select.POLLIN)
         while b"\0" not in self._rest:
             left = give_up - time.monotonic()
             assert left > 0, f"Chromium has not answered for {_TIMEOUT_S} s"
-            if select.select([self._in], [], [], left)[0]:
+            if poll.poll(left * 1000):
                 data = os.read(self._in, 1 << 20)
                 assert data, "Chromium has ended"
                 self._rest += data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import shutil
@@ -45,6 +46,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("BALSAM_SCHEDULER_CLASS", "LocalScheduler")
         patch.setenv("BALSAM_HOME", str(tmp_path_factory.getbasetemp() / f"balsam-home-{next(_homes)}"))
         yield
+    gc.unfreeze()  # a launcher freezes what its process has imported; here it would keep the garbage of all tests
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -311,8 +311,9 @@ class BalsamCommand(_Helpful):
         return items + super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
-        gc.freeze()  # the imported modules stay: the collector need not visit them
-        gc.enable()
+        if not gc.isenabled():  # `main` has begun a process for this command
+            gc.freeze()  # the imported modules stay: the collector need not visit them
+            gc.enable()
         from ..core import caller  # here, not above: `balsam --help` needs none
 
         caller.command = f"balsam {ctx.info_name}"

@@ -70,8 +70,10 @@ class Terminal:
 
     def read_until(self, words: str) -> str:
         give_up = time.monotonic() + 20
+        poll = select.poll()
+        poll.register(self.side, select.POLLIN)
         while words not in self.text:
-            assert select.select([self.side], [], [], max(give_up - time.monotonic(), 0))[0], f"only this came: {self.text}"
+            assert poll.poll(max(give_up - time.monotonic(), 0) * 1000), f"only this came: {self.text}"
             self.text += os.read(self.side, 4096).decode()
         return self.text
 

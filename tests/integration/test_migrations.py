@@ -28,8 +28,9 @@ from balsam_lite.core.states import (
 )
 from balsam_lite.db.engine import directories, migrations, schema
 from balsam_lite.db.query import queries, select
+from balsam_lite.db.query.edits import edits
 from balsam_lite.db.query.runs import runs_of
-from balsam_lite.db.store import user_actions
+from balsam_lite.db.store import large_writes, pieces, user_actions
 
 VERSIONS = range(1, schema.VERSION)
 #: Children that had not started, or were to start again, when their parent was put back.
@@ -166,6 +167,35 @@ def test_children_that_were_put_back_below_a_failed_parent_fail_with_those_below
         assert select.count_states(cx) == counted
     user_actions.rerun(old.db, numbers[:1])
     assert [old.job(number)["state"] for number in numbers[1:]] == [AWAITING_PARENTS] * 2
+
+
+def test_a_change_of_many_jobs_that_an_older_program_left_is_completed(old: Bench) -> None:
+    if was_written_by(old) < 6:
+        return  # it changed them in one transaction
+    cx = sqlite3.connect(old.db.path, isolation_level=None)
+    ended = [row[0] for row in cx.execute("SELECT id FROM job WHERE state = 'JOB_FINISHED' AND name = 'child-done'")]
+    waiting = [row[0] for row in cx.execute("SELECT id FROM job WHERE name LIKE 'bulk%'")]
+    cx.execute("INSERT INTO large_write VALUES (1, '', '', 0, '', 0, 6, 0, '{}', 0, 0)")
+    parts = (
+        ("rerun", {"target": None, "stored": {"args": "new"}}, ended),
+        ("kill", {"said": ["", None, 1]}, waiting[:2]),
+        ("delete", {"force": True}, waiting[2:4]),
+        ("fields", {"stored": {"priority": 7}, "before": {}}, waiting[4:]),
+    )
+    sql = "INSERT INTO large_write_part (large_write, action, parameters, first, last, jobs) VALUES (1, ?, ?, ?, ?, ?)"
+    for action, parameters, jobs in parts:
+        cx.execute(sql, (action, json.dumps(parameters), min(jobs), max(jobs), json.dumps(jobs)))
+    cx.close()
+    assert balsam(None, "init", old.directory)[0] == 0
+    pieces.complete(old.db)
+    assert old.job(ended[0])["state"] == AWAITING_PARENTS and old.job(ended[0])["args"] == "new"  # its parent was put back
+    assert [old.job(number)["state"] for number in waiting[:2]] == [USER_KILLED] * 2
+    assert old.job(waiting[4])["priority"] == 7
+    with old.db.read() as cx:
+        assert not large_writes.is_any(cx)
+        assert cx.execute("SELECT count(*) FROM job WHERE id IN (?, ?)", waiting[2:4]).fetchone() == (0,)
+        assert [edit["user"] for edit in edits(cx, [waiting[4]])] == [""]
+    assert balsam(old.directory, "db", "check")[0] == 0
 
 
 def test_what_events_of_an_old_file_tell_of_runs_is_in_the_record(old: Bench) -> None:

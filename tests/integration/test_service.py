@@ -30,7 +30,7 @@ from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
 from balsam_lite.db.query import demand, queries, select
 from balsam_lite.db.query.takers import NodeKind, Taker
-from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pieces, user_actions
+from balsam_lite.db.store import actions, apps, claims, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus, LaunchRequest
@@ -686,7 +686,8 @@ def test_the_service_completes_what_a_process_that_is_gone_has_left_of_a_large_w
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     desk.add(6, wait_for_parents=1)
     with desk.db.write() as cx:
-        part = large_writes.Part("set_state", {"state": "JOB_FINISHED", "said": ("", "", None, None)}, list(range(1, 7)))
+        parameters = {"state": "JOB_FINISHED", "said": ("", "", None, None), "by": actions.begin(cx, actions.MODIFY)}
+        part = large_writes.Part("set_state", parameters, list(range(1, 7)))
         large_writes.store(cx, large_writes.rows_of([part]), 6, None)
     assert desk.turns() == 0
     with desk.db.read() as cx:

@@ -314,6 +314,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
             WHERE w.first > 0 GROUP BY w.id, job.workflow, job.state""",
         *CAUSES_OF_FAILURES,
         "CREATE INDEX job_failure ON job (failure) WHERE failure IS NOT NULL",
+        # Changes that are not complete go on as those of one unknown user; what they remove is not kept.
+        "INSERT INTO author (user, host, command) SELECT '', '', 'an older balsam' FROM large_write_part LIMIT 1",
+        f"INSERT INTO action (time, author, kind) SELECT {_NOW}, id, 'modify' FROM author",
+        """UPDATE large_write_part
+            SET parameters = json_set(parameters, '$.by', (SELECT id FROM action), '$.is_kept', json('false'))""",
         "ALTER TABLE lease ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT '{}'",
     ),

@@ -33,7 +33,7 @@ def notify(ctx: click.Context, action: str, *, event: str, json: bool) -> int:
     \b
     Examples:
         balsam notify test
-        BALSAM_ON_EVENT='jq -r .text >> events.txt' balsam notify test --event stuck
+        BALSAM_ON_EVENT='tee event.json' balsam notify test --event stuck
     """
     from ..core import event_hook
     from ..core.clock import SystemClock

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...core import field_specs
-from ..store.actions import OF_STATE
 
+#: Columns of the state, which no user edits; `undo` restores them. `state` comes first.
+OF_STATE = ("state", "restarts", "retries", "launcher_deaths", "failure")
 _ENVIRON = "environ_vars."
 _EDITS = f"""SELECT edit.job, action.time, edit.field, coalesce(edit_text.text, edit.old), action.fields, edit.attempt,
         author.user, author.host, author.command

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from ...core import caller, field_specs
 from ...core.clock import SystemClock
+from ..query.edits import OF_STATE
 
 MODIFY, KILL, RERUN, REMOVE, REMOVE_APPS, UNDO = "modify", "kill", "rerun", "rm", "rm apps", "undo"
 
-#: Columns of the state, which no user edits; `undo` restores them. `state` comes first.
-OF_STATE = ("state", "restarts", "retries", "launcher_deaths", "failure")
 #: Fields that are recorded key by key.
 OBJECTS = frozenset(field.name for field in field_specs.JOB_FIELDS if field.kind in field_specs.JSON_KINDS)
 #: A value longer than this that several jobs share is stored once.

@@ -15,6 +15,7 @@ from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
+from ..query.edits import OF_STATE
 from . import actions, claims, counters, exit_rules, graph, large_writes, tags, trash
 from .transitions import Transition, apply, id_list
 
@@ -60,7 +61,7 @@ def set_state(
 ) -> int:
     now = SystemClock.now_us()
     when = now if annotation.time_us is None else annotation.time_us
-    query = f"""SELECT id, state, lease, attempt, job_id, name, {", ".join(actions.OF_STATE)}
+    query = f"""SELECT id, state, lease, attempt, job_id, name, {", ".join(OF_STATE)}
         FROM job WHERE id IN (SELECT value FROM json_each(?))"""
     rows = cx.execute(query, (id_list(ids),)).fetchall()
     own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]

@@ -27,7 +27,7 @@ from ...core.clock import SECOND_US, SystemClock
 from ...core.process_table import Holder
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
-from . import job_changes, large_writes, reversal
+from . import actions, job_changes, large_writes, reversal
 from .large_writes import CHILDREN, Part, Progress, is_any
 
 #: Seconds after which a piece begins no further part.
@@ -192,7 +192,11 @@ def _do_part(cx: sqlite3.Connection, number: int) -> bool:
     cx.execute("DELETE FROM large_write_part WHERE id = ?", (part,))
     if action != CHILDREN:
         finish_first(cx, jobs, before=number)
-    _apply(cx, number, action, jobs, json.loads(parameters))
+    arguments = json.loads(parameters)
+    _apply(cx, number, action, jobs, arguments)
+    left = cx.execute("SELECT 1 FROM large_write_part WHERE large_write = ? LIMIT 1", (number,)).fetchone()
+    if left is None and arguments.get("by"):
+        actions.end(cx, arguments["by"])
     return True
 
 

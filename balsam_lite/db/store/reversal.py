@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...core import causes, field_specs, states
 from ...core.clock import SystemClock
+from ..query.edits import OF_STATE
 from . import actions, graph, job_changes, large_writes, trash
 from .transitions import Transition, apply, id_list
 
@@ -51,7 +52,7 @@ def reversals(cx: sqlite3.Connection, action: int, new: Mapping[str, Any], jobs:
     for job, field, attempt, old in rows:
         edits.setdefault(job, {})[field] = old
         attempts[job] = attempt
-    plain = sorted({field.partition(".")[0] for of_job in edits.values() for field in of_job} - set(actions.OF_STATE))
+    plain = sorted({field.partition(".")[0] for of_job in edits.values() for field in of_job} - set(OF_STATE))
     later = f"""SELECT 1 FROM edit JOIN action ON action.id = edit.action WHERE edit.job = job.id AND field = 'state'
         AND edit.action > {action:d} AND undone IS NULL AND kind <> '{actions.UNDO}'"""
     query = f"""SELECT id, state, lease, attempt, EXISTS ({later}), {graph.FAILED_WITH_PARENT}{"".join(f", {n}" for n in plain)}
@@ -71,7 +72,7 @@ def _reversal(
     if present is None:
         return Reversal(job, "gone", "", {}, {})
     now, lease, attempts, is_changed, is_with_parent, *values = present
-    state = {name: edits[name] for name in actions.OF_STATE if name in edits}
+    state = {name: edits[name] for name in OF_STATE if name in edits}
     fields = {name: old for name, old in edits.items() if name not in state}
     current = _flat(dict(zip(plain, values)))
     reason = ""
@@ -156,7 +157,7 @@ def _restore_states(cx: sqlite3.Connection, changes: Sequence[Reversal], number:
     failed = f"""SELECT job, data FROM event
         WHERE to_state = '{states.FAILED}' AND job IN (SELECT value FROM json_each(?)) ORDER BY id"""
     reasons = dict(cx.execute(failed, (listed,)))
-    columns = ", ".join(("id", "attempt", *actions.OF_STATE))
+    columns = ", ".join(("id", "attempt", *OF_STATE))
     query = f"SELECT {columns} FROM job WHERE id IN (SELECT value FROM json_each(?))"
     rows = {row[0]: row for row in cx.execute(query, (listed,)).fetchall()}
     moving = [one for one in changes if one.now != one.state["state"]]
@@ -167,8 +168,8 @@ def _restore_states(cx: sqlite3.Connection, changes: Sequence[Reversal], number:
         cause = texts.get(one.state.get("failure"), causes.UNKNOWN)
         data = (reasons.get(one.job),) if old == states.FAILED else ()
         moves.append(Transition(one.job, (one.now, old), now, (MESSAGE,), data, cause))
-        present = dict(zip(actions.OF_STATE, rows[one.job][2:]))
-        values.append(tuple({**present, **one.state}[name] for name in actions.OF_STATE[1:4]))
+        present = dict(zip(OF_STATE, rows[one.job][2:]))
+        values.append(tuple({**present, **one.state}[name] for name in OF_STATE[1:4]))
     apply(cx, moves, states.USER, "restarts = ?, retries = ?, launcher_deaths = ?", values)
     jobs = [one.job for one in changes]
     job_changes.hold(cx, number, [one.job for one in changes if one.state["state"] in _WAITING])

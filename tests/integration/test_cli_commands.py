@@ -691,7 +691,7 @@ def test_a_tree_of_ten_thousand_jobs_takes_less_than_a_second_and_the_same_few_q
         code, out, _ = balsam("ls", "--tree", *words)
         assert time.process_time() - started < 5
         assert (code, out.count(" [j") if words[0] == "--limit" else len(json.loads(out))) == (0, 10_000)
-        assert len([sql for sql in asked if "lease" not in sql]) <= 4
+        assert len([sql for sql in asked if "lease" not in sql]) <= 8  # JSON has the reasons of each page of 5000 jobs
 
 
 # --- rm ---------------------------------------------------------------------------------------------------------------

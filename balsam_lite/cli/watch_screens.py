@@ -293,6 +293,8 @@ class OverviewScreen(_Acting, Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n + 1), f"tab('{name}')", tab.title, show=False) for n, (name, tab) in enumerate(TABS.items())),
+        # Before the table that has the focus, which may not be the one that is shown yet.
+        Binding("enter", "open", "Open", show=False, priority=True),
         Binding("slash", "filter", "Filter"),
         Binding("k", "kill", "Kill"),
         Binding("r", "rerun", "Run again"),
@@ -449,6 +451,10 @@ class OverviewScreen(_Acting, Screen[None]):
 
     def on_data_table_row_selected(self) -> None:
         self.action_open()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether a key does that now: Enter in the filter is for the filter."""
+        return not (action == "open" and self.query_one("#filter", Input).has_focus)
 
     def action_open(self) -> None:
         """Open the selected job, or show the jobs of the selected cause or workflow."""

@@ -84,12 +84,26 @@ class Site:
     def run(self, nodes: int, job_mode: str, **fields: Any) -> str:
         """A launch from start to end; what it said."""
         for _ in range(3):
-            ended = self.ended(self.launch(nodes, job_mode, **fields))
-            said = Path(ended["log"]).read_text(errors="replace")
+            row = self.launch(nodes, job_mode, **fields)
+            try:
+                row = self.ended(row)
+            except AssertionError as exc:
+                with self.bench.db.read() as cx:
+                    row = queries.batch_job(cx, row["id"]) or row
+                said = self.log_of(row)
+                if CUT_REQUEST not in said:
+                    raise AssertionError(f"{exc}\n{said}\n{self.slurm.run(['squeue', '--long']).stdout}") from None
+                self.slurm.run(["scancel", row["scheduler_id"]])
+            said = self.log_of(row)
             if CUT_REQUEST not in said:
                 break
-        assert ended["state"] == "finished", said
+        assert row["state"] == "finished", said
         return said
+
+    def log_of(self, row: dict[str, Any]) -> str:
+        """What a launch has said so far."""
+        path = Path(row["log"])
+        return path.read_text(errors="replace") if row["log"] and path.exists() else "It has no log."
 
     def output(self, job: int) -> str:
         return self.bench.path(job, f"{self.bench.job(job)['name']}.out").read_text()

@@ -221,7 +221,7 @@ def _names_of(text: str | tuple[str, str]) -> tuple[str, ...]:
 def read(site: SiteInterface, where: Mapping[str, Any], parts: Iterable[str], now_us: int, window: Window = ALL) -> Campaign:
     """Read the data of matching jobs: the jobs with their runs, and `parts` (changes, edges, batch_jobs).
 
-    All is of one moment where `SiteInterface.at_one_moment` can make it so. Elsewhere each page is of its own moment.
+    On a local file system of this host all reads see one snapshot; elsewhere each page has a separate one.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; SiteUnreachable and DatabaseError.

@@ -68,7 +68,7 @@ class _Figure(NamedTuple):
 
 
 def read(site: SiteInterface, where: Mapping[str, Any], now_us: int, window: Window = campaign.ALL) -> SiteData:
-    """Read what a report of the matching jobs needs, as of one moment where `SiteInterface.at_one_moment` can make it so.
+    """Read what a report of the matching jobs needs: from one snapshot if the DB is on a local file system of this host.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; SiteUnreachable and DatabaseError.

@@ -101,7 +101,7 @@ class Site:
         return said
 
     def log_of(self, row: dict[str, Any]) -> str:
-        """What a launch has said so far."""
+        """Return the output of a launch up to now."""
         path = Path(row["log"])
         return path.read_text(errors="replace") if row["log"] and path.exists() else "It has no log."
 

@@ -268,7 +268,7 @@ def test_another_users_commands_are_not_taken_back(bench: Bench) -> None:
     bench.add([{"name": "j"}])
     run(bench, "modify", "j", "priority", "1")
     with bench.db.write() as cx:
-        cx.execute("UPDATE author SET user = 'somebody'")
+        cx.execute("UPDATE author SET user = 'another'")
     assert "no command of" in run(bench, "undo", "--yes", code=3)
 
 

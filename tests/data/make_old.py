@@ -1,7 +1,7 @@
 """Make `schema_N.sql`: a DB as an old version left it, of schema version N, with a launcher killed at work.
 
     git worktree add --detach OLD COMMIT        (N = 1: 02feb9f, 2: 2d42f76, 3: 102d753, 4: 5564a1e, 5: d833e84,
-    6: 6191336)
+    6: 6191336, 7: 753bbbf)
     unshare --uts sh -c 'hostname laptop; PYTHONPATH=OLD python make_old.py N'
 
 To be run in a directory without a `balsam_lite`, as Python looks there first. It runs that program's own commands in

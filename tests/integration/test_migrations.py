@@ -182,8 +182,13 @@ def test_a_change_of_many_jobs_that_an_older_program_left_is_completed(old: Benc
         ("fields", {"stored": {"priority": 7}, "before": {}}, waiting[4:]),
     )
     sql = "INSERT INTO large_write_part (large_write, action, parameters, first, last, jobs) VALUES (1, ?, ?, ?, ?, ?)"
+    named = was_written_by(old) > 6  # from then on the parts name the action of which they are
     for action, parameters, jobs in parts:
-        cx.execute(sql, (action, json.dumps(parameters), min(jobs), max(jobs), json.dumps(jobs)))
+        of_action = {"by": 1, "is_kept": False} if named else {}
+        cx.execute(sql, (action, json.dumps({**parameters, **of_action}), min(jobs), max(jobs), json.dumps(jobs)))
+    author = (
+        cx.execute("SELECT user FROM author WHERE id = (SELECT author FROM action WHERE id = 1)").fetchone()[0] if named else ""
+    )
     cx.close()
     assert balsam(None, "init", old.directory)[0] == 0
     pieces.complete(old.db)
@@ -193,7 +198,7 @@ def test_a_change_of_many_jobs_that_an_older_program_left_is_completed(old: Benc
     with old.db.read() as cx:
         assert not large_writes.is_any(cx)
         assert cx.execute("SELECT count(*) FROM job WHERE id IN (?, ?)", waiting[2:4]).fetchone() == (0,)
-        assert [edit["user"] for edit in edits(cx, [waiting[4]])] == [""]
+        assert [edit["user"] for edit in edits(cx, [waiting[4]])] == [author]
     assert balsam(old.directory, "db", "check")[0] == 0
 
 

@@ -322,6 +322,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE lease ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT '{}'",
     ),
+    # 7 -> 8
+    (),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core import field_specs, states
 
-VERSION = 7
+VERSION = 8
 
 _SQL_TYPE = {
     "count": "INTEGER",

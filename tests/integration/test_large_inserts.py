@@ -43,8 +43,8 @@ def small(monkeypatch):
     monkeypatch.setattr(large_writes, "JOBS_PER_PART", 7)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
-    monkeypatch.setattr(insert, "UNIT", 7)
-    monkeypatch.setattr(insert, "PIECE_S", 0)
+    monkeypatch.setattr(pieces, "INSERT_UNIT", 7)
+    monkeypatch.setattr(pieces, "INSERT_PIECE_S", 0)
 
 
 @pytest.fixture

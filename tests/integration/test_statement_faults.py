@@ -176,7 +176,7 @@ def bulk_create() -> None:
 def large_insert() -> None:
     """Add jobs in pieces, which are hidden until all are there."""
     few = mock.patch.object(large_writes, "MAX_DIRECT_JOBS", 1)
-    with few, mock.patch.object(pieces, "PAUSE_S", 0), mock.patch.multiple(insert, UNIT=1, PIECE_S=0):
+    with few, mock.patch.object(pieces, "PAUSE_S", 0), mock.patch.multiple(pieces, INSERT_UNIT=1, INSERT_PIECE_S=0):
         insert.add_jobs(
             directories.open_database(directories.find()),
             [{"name": f"bulk{n}", "application": "say", "tags": {"n": str(n)}, "parents": [1, 3]} for n in range(3)],

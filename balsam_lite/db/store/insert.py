@@ -14,10 +14,8 @@ import os
 import re
 import sqlite3
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from functools import partial
 from operator import itemgetter, length_hint
 from typing import IO, Any, Callable, NamedTuple, Union
@@ -119,7 +117,7 @@ def add_jobs(
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
-            return _insert_in_pieces(db, spool, edges, progress)
+            return Insertion(db, spool, edges, progress).carry_out()
         with pieces.few(db) as cx:
             _check_apps(cx, spool.applications)
             return _insert(cx, spool, edges, progress)
@@ -407,114 +405,56 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
 
 # --- inserting in pieces ----------------------------------------------------------------------------------------------
 
-#: Rows or dependencies that a piece adds between two checks of the clock: about 50 ms.
-UNIT = 2500
-#: Seconds of a piece with its commit, after which it adds nothing more. Each commit writes most pages of the index on short
-#: ids again, so pieces are longer than those of other large writes.
-PIECE_S = 0.25
 
-
-def _insert_in_pieces(db: Database, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
-    insertion = Insertion(db, spool, edges, progress)
-    try:
-        started = time.monotonic()
-        while insertion.advance():
-            pieces.pause(db, time.monotonic() - started)
-            started = time.monotonic()
-        return insertion.release()
-    except BaseException:
-        insertion.undo()
-        raise
-
-
-class Insertion:
-    """An insert of very many jobs, hidden until all are inserted; see `large_writes`. Its methods open write transactions.
+class Insertion(pieces.HiddenInsert):
+    """The insert of very many new jobs.
 
     All checks that need no write precede the first piece. Changes by other processes, such as a removed parent, make `advance`
     or `release` raise the errors of `add_jobs`; then `undo` removes all rows that were written.
     """
 
     def __init__(self, db: Database, spool: _Spool, edges: _Edges, progress: Progress | None = None) -> None:
-        self._db, self._spool, self._edges, self._progress = db, spool, edges, progress
-        self._written = 0
-        self._commit_s = 0.0  # what the last commit took; on a slow disk more than all else
-        self._renamed: dict[int, str] = {}
+        self._spool, self._edges, self._progress = spool, edges, progress
         with db.read() as cx:
             self._known = _known(cx, edges)
             for chunk in spool.chunks() if spool.has_claims else ():
                 _refuse_shared(cx, chunk)
         with db.write() as cx:
             _check_apps(cx, spool.applications)
-            self._hidden = large_writes.hide(cx, spool.rows)
-        self._units = self._all_units()
+            hidden = large_writes.hide(cx, spool.rows)
+        super().__init__(db, hidden)
 
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
-        """Yield the work in small units, each to be run inside a write transaction."""
         for chunk in self._spool.chunks():
-            for start in range(0, len(chunk.rows), UNIT):
-                yield partial(self._add_rows, chunk.part(start, start + UNIT))
-        new = _pairs(self._edges, self._known, self._hidden.first)
-        for start in range(0, len(new), UNIT):
-            yield partial(self._add_edges, new[start : start + UNIT])
-
-    def advance(self) -> bool:
-        """Write one piece. Return whether there was anything left to write."""
-        unit = next(self._units, None)
-        if unit is None:
-            return False
-        with self._db.write() as cx:
-            pieces.failpoint("before-piece")
-            pieces.enlarge_cache(cx)
-            until = time.monotonic() + PIECE_S - self._commit_s
-            while unit is not None:
-                unit(cx)
-                unit = next(self._units, None) if time.monotonic() < until else None
-            large_writes.touch(cx, self._hidden.write, self._written)
-            written_at = time.monotonic()
-        self._commit_s = time.monotonic() - written_at
-        pieces.failpoint("after-piece")
-        return True
+            for start in range(0, len(chunk.rows), pieces.INSERT_UNIT):
+                yield partial(self._add_rows, chunk.part(start, start + pieces.INSERT_UNIT))
+        new = _pairs(self._edges, self._known, self.hidden.first)
+        for start in range(0, len(new), pieces.INSERT_UNIT):
+            yield partial(self._add_edges, new[start : start + pieces.INSERT_UNIT])
 
     def _add_rows(self, part: _Chunk, cx: sqlite3.Connection) -> None:
-        first = self._hidden.first + part.number - 1
-        self._renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, part, first).items())
+        first = self.hidden.first + part.number - 1
+        self.renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, part, first).items())
         _add_tags(Tagger(cx), part, first)  # a new one, as others may have removed tags since the last piece
-        large_writes.count_hidden(cx, self._hidden.write, part.counts)
+        large_writes.count_hidden(cx, self.hidden.write, part.counts)
         self._written += len(part.rows)
         _report(self._progress, len(part.rows))
 
     def _add_edges(self, pairs: Sequence[tuple[int, int]], cx: sqlite3.Connection) -> None:
-        wanted = {parent: child for parent, child in pairs if parent < self._hidden.first}
+        wanted = {parent: child for parent, child in pairs if parent < self.hidden.first}
         sql = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
         for (parent,) in cx.execute(sql, (transitions.id_list(wanted),)).fetchall() if wanted else ():
             del wanted[parent]
         if wanted:
             parent, child = wanted.popitem()
-            number = child - self._hidden.first + 1
+            number = child - self.hidden.first + 1
             raise UnknownJob(f"Job number {number} cannot have that parent: There is no job #{parent} in this DB (any more).")
         graph.add_edges(cx, pairs, SystemClock.now_us())
 
-    def release(self) -> Added:
-        """Make the jobs visible, in one short transaction."""
-        with pieces.few(self._db) as cx:
-            pieces.failpoint("before-piece")
-            large_writes.touch(cx, self._hidden.write, self._written)
-            _check_apps(cx, self._spool.applications)
-            counters.count(cx, large_writes.unhide(cx, self._hidden))
-            _add_to_known(cx, self._edges, self._known, self._hidden.first)
-        pieces.failpoint("after-piece")
-        return Added(self._hidden.first, self._spool.rows, self._renamed)
-
-    def undo(self) -> None:
-        """Remove the rows that were written; if that fails, leave this to the next command or launcher."""
-        try:
-            with suppress(BalsamError):
-                with self._db.write() as cx:
-                    large_writes.give_up(cx, self._hidden.write)
-                pieces.complete(self._db, self._hidden.write)
-        except KeyboardInterrupt:
-            rest = "the next balsam command or launcher removes what was written"
-            raise KeyboardInterrupt(f"Interrupted: nothing is added; {rest}.") from None
+    def _complete(self, cx: sqlite3.Connection) -> None:
+        _check_apps(cx, self._spool.applications)
+        counters.count(cx, large_writes.unhide(cx, self.hidden))
+        _add_to_known(cx, self._edges, self._known, self.hidden.first)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ A row of `large_write` is a write; `pieces` carries it out. All functions run in
 - Its rows of `large_write_part` are the parts still to be done: an action and the numbers of the jobs to apply it to. No
   launcher can claim a job that a part names (`unfinished`); a job that was put back is held (`start_after` is `held_until`)
   until all jobs of the write are.
-- An insert of very many jobs is committed in pieces (see `insert.Insertion`). Its numbers are reserved before the first piece
+- An insert of very many jobs is committed in pieces (`pieces.HiddenInsert`). Its numbers are reserved before the first piece
   (`hide`), so jobs that others add meanwhile get later ones, and no number is used twice. Until one short transaction removes
   the row, every query for jobs or events has the condition `schema.visible`; claims seek past the range (`visible_ranges`).
   Hidden rows live in the dependency graph like others: `count_hidden` counts their states apart, and the counters of all jobs

@@ -18,13 +18,16 @@ import os
 import signal
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from ...core.clock import SECOND_US, SystemClock
+from ...core.errors import BalsamError
 from ...core.process_table import Holder
+from ..collected import Added
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
 from . import actions, job_changes, large_writes, reversal
@@ -109,6 +112,84 @@ def find_and_change(
     with db.read() as cx:  # no writer waits for that
         jobs = find(cx, None)
     return jobs, change(jobs)
+
+
+# --- inserting --------------------------------------------------------------------------------------------------------
+
+#: Rows or dependencies that a piece of an insert adds between two checks of the clock: about 50 ms.
+INSERT_UNIT = 2500
+#: Seconds of such a piece with its commit, after which it adds nothing more. Each commit writes most pages of the index on
+#: short ids again, so these pieces are longer than others.
+INSERT_PIECE_S = 0.25
+
+
+class HiddenInsert(ABC):
+    """An insert of very many jobs, hidden until all are inserted; see `large_writes`. Its methods open write transactions."""
+
+    def __init__(self, db: Database, hidden: large_writes.HiddenRange) -> None:
+        self._db, self.hidden = db, hidden
+        self.renamed: dict[int, str] = {}  # see `Added`
+        self._written = 0  # jobs
+        self._commit_s = 0.0  # what the last commit took; on a slow disk more than all else
+        self._units = self._all_units()
+
+    @abstractmethod
+    def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
+        """Yield the work in small units, each to be run inside a write transaction."""
+
+    @abstractmethod
+    def _complete(self, cx: sqlite3.Connection) -> None:
+        """Make the jobs visible and count them, inside the last transaction."""
+
+    def carry_out(self) -> Added:
+        """Insert all, or nothing if that raises."""
+        try:
+            started = time.monotonic()
+            while self.advance():
+                pause(self._db, time.monotonic() - started)
+                started = time.monotonic()
+            return self.release()
+        except BaseException:
+            self.undo()
+            raise
+
+    def advance(self) -> bool:
+        """Write one piece. Return whether there was anything left to write."""
+        unit = next(self._units, None)
+        if unit is None:
+            return False
+        with self._db.write() as cx:
+            failpoint("before-piece")
+            enlarge_cache(cx)
+            until = time.monotonic() + INSERT_PIECE_S - self._commit_s
+            while unit is not None:
+                unit(cx)
+                unit = next(self._units, None) if time.monotonic() < until else None
+            large_writes.touch(cx, self.hidden.write, self._written)
+            written_at = time.monotonic()
+        self._commit_s = time.monotonic() - written_at
+        failpoint("after-piece")
+        return True
+
+    def release(self) -> Added:
+        """Make the jobs visible, in one short transaction."""
+        with few(self._db) as cx:
+            failpoint("before-piece")
+            large_writes.touch(cx, self.hidden.write, self._written)
+            self._complete(cx)
+        failpoint("after-piece")
+        return Added(self.hidden.first, self.hidden.last - self.hidden.first + 1, self.renamed)
+
+    def undo(self) -> None:
+        """Remove the rows that were written; if that fails, leave this to the next command or launcher."""
+        try:
+            with suppress(BalsamError):
+                with self._db.write() as cx:
+                    large_writes.give_up(cx, self.hidden.write)
+                complete(self._db, self.hidden.write)
+        except KeyboardInterrupt:
+            rest = "the next balsam command or launcher removes what was written"
+            raise KeyboardInterrupt(f"Interrupted: nothing is added; {rest}.") from None
 
 
 # --- carrying out -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
+from ..core import pickling
 from ..core.errors import DuplicateApp, InvalidApplication, InvalidRun
 from ..db.engine.registry import SiteEntry
 from ..db.query.fields import APP
@@ -167,15 +168,28 @@ def _class_ref(cls: type[Any], python: str, has_preamble: bool, needs_file: bool
         trouble = "is defined in an interactive session, and launchers could not import it."
     elif "." in cls.__qualname__:
         trouble = f"is defined inside of something else ({cls.__qualname__}), and launchers could not import it."
-    if trouble and needs_file:
-        _invalid(cls, trouble, "Put it at the top level of a file. (One with a command_template alone need not be there.)")
-    if trouble:
+    if trouble and not needs_file:
         return None
-    if cls.__module__ == "__main__":
-        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # the module name that classes of results have in the job
-    named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
+    if trouble:
+        value = _by_value(cls, trouble)
+        return payload.ClassRef("", cls.__name__, "", _own_path(), python, is_open, has_preamble, value)
+    if cls.__module__ == "__main__":
+        sys.modules.setdefault(pickling.MAIN, sys.modules["__main__"])  # the module name in the job of the classes of results
+    named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     return payload.ClassRef(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
+
+
+def _by_value(cls: type[Any], trouble: str) -> str:
+    """Return the class itself, pickled by value, as base64."""
+    from base64 import b64encode
+
+    try:
+        pickled = pickling.dumps_by_value(cls, "It has no name to be found by")
+    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
+        hint = "Put it at the top level of a file. (One with a command_template alone need not be there.)"
+        _invalid(cls, f"{trouble} {exc}", hint)
+    return b64encode(pickled).decode()
 
 
 def _own_path() -> tuple[str, ...]:

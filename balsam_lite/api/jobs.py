@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ..core import field_specs, import_guard, states
+from ..core import field_specs, import_guard, pickling, states
 from ..core import parameters as stored_parameters
 from ..core.errors import ApplicationLost, BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db import collected
@@ -481,6 +481,8 @@ class ApplicationDefinition:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if pickling.is_loading():  # its attributes are set later; they were checked where it was defined
+            return
         cls._is_synced = False
         cls.site = application.checked_site(cls)
         application.check_kind(cls)
@@ -622,7 +624,7 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
     """Return the class of an application."""
     if row["kind"] == "command":
         raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
-    if row["definition"].get("file"):
+    if row["definition"].get("file") or row["definition"].get("pickled"):
         import json
 
         from ..pyapps import class_loader, payload

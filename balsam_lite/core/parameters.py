@@ -80,10 +80,11 @@ def decoded(stored: Mapping[str, Any]) -> dict[str, Any]:
     if PICKLED not in stored:
         return dict(stored)
     import base64
-    import pickle
+
+    from . import pickling
 
     try:
-        found: dict[str, Any] = pickle.loads(base64.b64decode(stored[PICKLED]))
+        found: dict[str, Any] = pickling.loads(base64.b64decode(stored[PICKLED]))
     except Exception as exc:
         raise RemoteError(f"The job's parameters {', '.join(names_of(stored))} cannot be read here: {exc!r}") from exc
     return found
@@ -110,10 +111,11 @@ def _is_json(value: Any, depth: int = 50) -> bool:
 
 def _pickled(values: dict[str, Any]) -> dict[str, Any]:
     import base64
-    import pickle
+
+    from . import pickling
 
     try:
-        text = base64.b64encode(pickle.dumps(values, protocol=4)).decode()
+        text = base64.b64encode(pickling.dumps(values)).decode()
     except Exception as exc:
         raise InvalidSpec(f"The job's parameters {', '.join(values)} cannot be serialised: {exc}") from exc
     return {PICKLED: text, NAMES: list(values)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
-import pickle
 import shlex
 import sys
 import threading
@@ -21,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..core import field_specs, import_guard, states
+from ..core import field_specs, import_guard, pickling, states
 from ..core.errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
 from ..db import models
 from ..db.engine import directories
@@ -92,10 +91,12 @@ class _Task(NamedTuple):
 class BalsamExecutor(concurrent.futures.Executor):
     """Run calls as jobs of the active DB, by any launcher. The jobs outlive this process, the futures do not.
 
-    `submit(fn, …)` calls a function that can be imported by name, from this or any module; results and exceptions come back
-    by pickle. With an `application`, `submit(*words)` runs that with those arguments, and the result is the text of its
-    output. A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when
-    that one is finished and gets its result; an application gets the path of the file with the result.
+    `submit(fn, …)` calls a function of this or any module; with the package cloudpickle also lambdas, functions inside of
+    functions, and those of a notebook. Results and exceptions come back the same way (see `core.pickling`).
+    With an `application`, `submit(*words)` runs that with those arguments, and the result is the text of its output.
+
+    A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when that one
+    is finished and gets its result; an application gets the path of the file with the result.
 
     Args:
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
@@ -419,7 +420,7 @@ def _name_of(fn: Any) -> str:
 
 
 def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-    """Return the call as bytes; pickle itself ensures that functions and classes are found by their names.
+    """Return the call as bytes.
 
     Raises:
         InputError: it cannot be sent; with the part that cannot.
@@ -427,32 +428,22 @@ def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
     if not callable(fn):
         raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
     try:
-        return pickle.dumps((fn, args, kwargs), protocol=4)
+        return pickling.dumps((fn, args, kwargs))
     except Exception as exc:
         try:
-            pickle.dumps(fn, protocol=4)
+            pickling.dumps(fn)
         except Exception:  # noqa: BLE001
             raise InputError(
-                f"{getattr(fn, '__qualname__', fn)!r} cannot be imported by name in another process: {exc}",
-                hint="Define it at the top level of a module; lambdas and functions inside of functions have no such name.",
+                f"{getattr(fn, '__qualname__', fn)!r} cannot be sent to another process: {exc}",
+                hint="Define it at the top level of a module, where other processes import it by name.",
             ) from exc
         raise InputError(f"An argument of {_name_of(fn)} cannot be serialised: {exc}") from exc
 
 
 def _main_of(pickled: bytes) -> tuple[str, str] | None:
-    """Return where the job finds the script that runs here, if the call uses what is defined there.
-
-    Raises:
-        InputError: it is in no file.
-    """
-    if b"__main__" not in pickled:
+    """Return where the job finds the script that runs here, if the call uses what is defined there."""
+    if not pickling.needs_main(pickled):
         return None
-    main = sys.modules["__main__"]
-    sys.modules.setdefault(payload.MAIN, main)  # the name in the job of the classes that come back
-    named = getattr(main, "__spec__", None)
-    if named is not None:
-        return "module", named.name
-    path = getattr(main, "__file__", None) or ""
-    if not os.path.isfile(path):
-        raise InputError("What is defined in an interactive session cannot be sent to a job.", hint="Put it into a module.")
-    return "path", os.path.abspath(path)
+    # The name in the job of the classes that come back.
+    sys.modules.setdefault(pickling.MAIN, sys.modules["__main__"])
+    return pickling.source_of_main()

@@ -20,7 +20,8 @@ from zlib import crc32
 
 from ..core import import_guard
 from ..core.errors import ApplicationLost
-from .payload import MAIN, ClassRef, class_ref, definition_of
+from ..core.pickling import MAIN
+from .payload import ClassRef, class_ref, definition_of
 
 #: The module that processes spawned by `multiprocessing` import instead of the script, and the variable that names the script.
 _MAIN_OF_CHILDREN = "balsam_lite.pyapps.mp_main"
@@ -41,6 +42,8 @@ def load(ref: ClassRef, as_main: bool = False) -> type[Any]:
     Raises:
         ApplicationLost: the file or the class is gone, or the file raises; names file, class and reason.
     """
+    if ref.pickled:
+        return _unpickled(ref)
     if not os.path.isfile(ref.file):
         raise _lost(ref, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
     sys.path += [entry for entry in ref.path if entry not in sys.path]
@@ -57,6 +60,19 @@ def load(ref: ClassRef, as_main: bool = False) -> type[Any]:
             'Put what shall happen only when the file is run under `if __name__ == "__main__":`.',
         )
     raise _lost(ref, "the file has no application of that name at its top level", "`balsam app rm` forgets the application.")
+
+
+def _unpickled(ref: ClassRef) -> type[Any]:
+    from base64 import b64decode
+
+    from ..core import pickling
+
+    sys.path += [entry for entry in ref.path if entry not in sys.path]
+    try:
+        found: type[Any] = pickling.loads(b64decode(ref.pickled))
+    except Exception as exc:  # unpickling runs the code of any class
+        raise _lost(ref, f"it was synced from a notebook or an interactive session: {exc}") from exc
+    return found
 
 
 def load_main(kind: str, which: str) -> ModuleType:
@@ -101,7 +117,10 @@ def _tell_children(main: ModuleType, ref: ClassRef) -> None:
 
 
 def _lost(ref: ClassRef, reason: str, hint: str = "") -> ApplicationLost:
-    what = f"The class {ref.name} of {ref.file}" if ref.name else f"The script {ref.file}"
+    if ref.pickled:
+        what = f"The class {ref.name}"
+    else:
+        what = f"The class {ref.name} of {ref.file}" if ref.name else f"The script {ref.file}"
     return ApplicationLost(f"{what} cannot be used: {reason}.", hint=hint)
 
 

@@ -15,21 +15,21 @@ from ..core import files
 from ..core.errors import InvalidSpec
 from . import result_file
 
-#: Name of a user's script that is imported in a job, so that its `if __name__ == "__main__":` part does not run. Python's own
-#: `multiprocessing` uses it in the processes that it spawns, which therefore find the script's functions, too.
-MAIN = "__mp_main__"
-
 
 class ClassRef(NamedTuple):
-    """The location of a class; as a JSON object the `definition` of an application. Without a name: a script or module."""
+    """The location of a class; as a JSON object the `definition` of an application. Without a name: a script or module.
 
-    file: str  # absolute
+    A class that no file defines at its top level is stored itself, in `pickled`.
+    """
+
+    file: str  # absolute; "" if it is pickled
     name: str  # of the class, at the top level of the file
     module: str = ""  # under which it was imported; "__main__": it was a script
     path: tuple[str, ...] = ()  # what sys.path had where it was defined
     python: str = ""  # the interpreter
     is_open: bool = False  # its `run` accepts any parameters (**kwargs)
     has_preamble: bool = False  # it overrides `shell_preamble`
+    pickled: str = ""  # the class by value (see `core.pickling`), as base64
 
 
 _KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
@@ -37,7 +37,7 @@ _KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
 
 def definition_of(ref: ClassRef) -> dict[str, Any]:
     """Return the `definition` of the application with that class."""
-    return {_KEYS.get(field, field): value for field, value in ref._asdict().items()}
+    return {_KEYS.get(field, field): value for field, value in ref._asdict().items() if field != "pickled" or value}
 
 
 @lru_cache(maxsize=64)
@@ -51,7 +51,7 @@ def class_ref(definition: str) -> ClassRef:
         found = json.loads(definition)
         known = {field: found[_KEYS.get(field, field)] for field in ClassRef._fields if _KEYS.get(field, field) in found}
         ref = ClassRef(**known)
-        if not all(isinstance(text, str) for text in (ref.file, ref.name, ref.module, ref.python)):
+        if not all(isinstance(text, str) for text in (ref.file, ref.name, ref.module, ref.python, ref.pickled)):
             raise TypeError("a value is not text")
         return ref._replace(path=tuple(map(str, ref.path)))
     except (TypeError, ValueError, AttributeError) as exc:

@@ -11,6 +11,8 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from ..core import pickling
+
 if TYPE_CHECKING:
     from ..core.errors import RemoteError
 
@@ -27,7 +29,7 @@ class Outcome(NamedTuple):
     """The outcome of a call; a plain tuple in the file."""
 
     good: bool
-    value: bytes | None  # the result or the exception, pickled; None for an exception that cannot be
+    value: bytes | None  # the result or the exception, by `core.pickling`; None for an exception that cannot be
     trace: str = ""
 
 
@@ -55,7 +57,7 @@ def outcome_of(do: Callable[[], Any], max_bytes: int | None = None) -> Outcome:
         return failure(exc)
     what = f"The result of the call is of type {type(value).__qualname__}"
     try:
-        pickled = pickle.dumps(value, protocol=4)
+        pickled = pickling.dumps(value)
     except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
         error = _remote_error(f"{what} and cannot be serialised: {exc}")
         error.__cause__ = exc
@@ -78,8 +80,8 @@ def failure(exc: BaseException) -> Outcome:
 
     trace = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
     try:
-        value = pickle.dumps(exc, protocol=4)
-        pickle.loads(value)  # there are exceptions that can only be written
+        value = pickling.dumps(exc)
+        pickling.loads(value)  # there are exceptions that can only be written
     except Exception:  # noqa: BLE001
         return Outcome(False, None, trace)
     return Outcome(False, value, trace)
@@ -94,7 +96,7 @@ def value_of(what: str, outcome: Outcome) -> Any:
     if outcome.value is None:
         return _remote_error(outcome.trace)
     try:
-        return pickle.loads(outcome.value)
+        return pickling.loads(outcome.value)
     except Exception as exc:  # unpickling runs the code of any class
         kind = "result" if outcome.good else "exception"
         raise _remote_error(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..core import pickling
 from . import result_file
 from .result_file import Outcome, ResultHeader
 
@@ -38,7 +39,7 @@ class CallPayload(NamedTuple):
 
     path: list[str]  # sys.path of the submitting process
     main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
-    call: bytes  # (function, args, kwargs), pickled
+    call: bytes  # (function, args, kwargs), by `core.pickling`
     parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
 
 
@@ -98,7 +99,7 @@ def outcome_of_call(given: CallPayload) -> Outcome:
 
             line = class_loader.stopped_at(class_loader.load_main(*given.main))
         try:
-            function, args, kwargs = pickle.loads(given.call)
+            function, args, kwargs = pickling.loads(given.call)
         except AttributeError as exc:
             if not line:
                 raise
@@ -120,7 +121,7 @@ def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mappin
         outcome = result_file.read_outcome(path)
         assert outcome.value is not None
         target: Any = positional if isinstance(place, int) else kwargs
-        target[place] = pickle.loads(outcome.value)
+        target[place] = pickling.loads(outcome.value)
     return positional
 
 

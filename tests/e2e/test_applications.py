@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
@@ -206,6 +207,7 @@ def test_a_class_in_no_file_may_have_a_template_but_no_functions(site, monkeypat
     type("Plain", (ApplicationDefinition,), body).sync()
     again = ApplicationDefinition.load_by_name("Plain", "here")
     assert (again.command_template, again.parameters) == ("p {{ a }}", {"a": {"required": True}})
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # cannot be imported
     for more in ({"postprocess": lambda self: None}, {"shell_preamble": lambda self: []}):
         with pytest.raises(InvalidApplication, match="interactive session"):
             type("Plain", (ApplicationDefinition,), {**body, **more}).sync()
@@ -219,6 +221,58 @@ def test_a_class_in_no_file_may_have_a_template_but_no_functions(site, monkeypat
     site.app("plain-command", "true")
     with pytest.raises(NotFound, match="command line and has no class: true"):
         ApplicationDefinition.load_by_name("plain-command")
+
+
+SESSION = """
+import sys, threading
+from balsam_lite.api import ApplicationDefinition
+from balsam_lite.core.errors import InvalidApplication
+
+scale = 2
+
+class Result:
+    def __init__(self, value): self.value = value
+
+class Scaled(ApplicationDefinition):
+    site = "here"
+    def run(self, x): return Result(scale * x.value)
+    def postprocess(self):
+        self.job.data = {"seen": True}
+        self.job.state = "POSTPROCESSED"
+
+job = Scaled.submit("scaled", x=Result(21))
+found = job.result(timeout=60)
+assert type(found) is Result
+job.refresh_from_db()
+print(found.value, job.data, ApplicationDefinition.load_by_name("Scaled") is Scaled)
+
+lock = threading.Lock()
+class Locked(ApplicationDefinition):
+    site = "here"
+    def run(self): return lock.locked()
+try:
+    Locked.sync()
+except InvalidApplication as exc:
+    print("refused:", "lock" in str(exc))
+"""
+
+
+def test_classes_of_an_interactive_session_run_by_value(site, tmp_path):
+    pytest.importorskip("cloudpickle")
+    launcher = site.launch(BALSAM_IDLE_TTL_S="20")
+    done = subprocess.run(
+        [PYTHON, "-"], input=SESSION, env=site.environ, cwd=tmp_path, capture_output=True, text=True, timeout=80
+    )
+    assert (done.stdout, done.returncode) == ("42 {'seen': True} True\nrefused: True\n", 0), done.stderr
+    launcher.terminate()
+    (app,) = App.objects.filter(name="Scaled")
+    assert app.definition["file"] == "" and app.definition["pickled"]
+    with site.db.write() as cx:  # as another Python has pickled it
+        other = base64.b64encode(base64.b64decode(app.definition["pickled"]).replace(b"3.", b"2.", 1)).decode()
+        changed = json.dumps({**app.definition, "pickled": other})
+        cx.execute("UPDATE app SET definition = ? WHERE name = 'Scaled'", (changed,))
+    with pytest.raises(ApplicationLost, match=r"Scaled cannot be used: .*Python 2\.\d+ and cannot be read by Python 3"):
+        ApplicationDefinition.load_by_name("Scaled")
 
 
 WRITER = """

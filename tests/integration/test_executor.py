@@ -7,7 +7,9 @@ import importlib
 import os
 import pickle
 import shlex
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench
 
+from balsam_lite.core import pickling
 from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
@@ -22,7 +25,7 @@ from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
 from balsam_lite.pyapps import result_file, run_call
 
 MODULE = """
-import os, sys, time
+import os, sys, threading, time
 
 def wander(directory):
     assert not os.path.exists("result.pkl")
@@ -52,7 +55,7 @@ def fail(x): raise Bad(x)
 def odd(): raise Odd(1, 2)
 def leave(): sys.exit(7)
 def die(): os._exit(9)
-def function(): return lambda: 0
+def lock(): return threading.Lock()
 def ident(x): return x
 def wait_for(path):
     while not os.path.exists(path): time.sleep(0.01)
@@ -179,16 +182,95 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["script.py", "-m"])
 def test_a_script_sends_its_own_functions_and_classes(bench, tmp_path, how):
-    import subprocess
-
     (tmp_path / "script.py").write_text(SCRIPT)
     bench.launch()
     words = ["script.py"] if how == "script.py" else ["-m", "script"]
     environ = {**bench.environ, "BALSAM_DB_PATH": bench.directory}
     done = subprocess.run([PYTHON, *words], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == ("[0, 2, 4] 6\n", 0), done.stderr
-    done = subprocess.run([PYTHON, "-"], input=SCRIPT, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
-    assert "interactive" in done.stderr
+
+
+INTERACTIVE = """
+from balsam_lite.launcher.futures import BalsamExecutor
+import math
+
+class Point:
+    def __init__(self, x): self.x = x
+
+class Wrong(Exception): pass
+
+FACTOR = 3
+
+def scaled(point):
+    if point.x > 5:
+        raise Wrong(point.x)
+    return Point(FACTOR * math.floor(point.x))
+
+executor = BalsamExecutor()
+found = executor.submit(scaled, Point(4.5)).result(30)
+assert type(found) is Point
+try:
+    executor.submit(scaled, Point(6)).result(30)
+except Wrong as exc:
+    print(found.x, exc, list(executor.map(lambda x: x + FACTOR, range(3), chunksize=2, timeout=30)))
+function = executor.submit(lambda n: lambda: n + 1, 41).result(30)
+print(function())
+executor.shutdown()
+"""
+
+
+@pytest.mark.parametrize("how", ["-", "-c"])
+def test_functions_and_classes_of_an_interactive_session_are_sent_by_value(bench, tmp_path, how):
+    pytest.importorskip("cloudpickle")
+    bench.launch()
+    words, given = ([PYTHON, "-"], INTERACTIVE) if how == "-" else ([PYTHON, "-c", INTERACTIVE], None)
+    environ = {**bench.environ, "BALSAM_DB_PATH": bench.directory}
+    done = subprocess.run(words, input=given, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("12 6 [3, 4, 5]\n42\n", 0), done.stderr
+
+
+NESTING = """
+from balsam_lite.launcher.futures import BalsamExecutor
+
+def inner(x):
+    return 10 * x
+
+def outer(x):
+    with BalsamExecutor() as executor:
+        by_name = executor.submit(inner, x)
+        by_value = executor.submit(lambda: inner(x) + 1)
+        return by_name.result(30), by_value.result(30)
+
+if __name__ == "__main__":
+    with BalsamExecutor() as executor:
+        print(executor.submit(outer, 4).result(40), executor.submit(lambda: outer(5)).result(40))
+"""
+
+
+@pytest.mark.parametrize("words", [["script.py"], ["-m", "script"]])
+def test_a_call_submits_functions_of_the_script_that_submitted_it(bench, tmp_path, words):
+    pytest.importorskip("cloudpickle")
+    (tmp_path / "script.py").write_text(NESTING)
+    bench.launch("--nodes", "2")
+    environ = {**bench.environ, "BALSAM_DB_PATH": bench.directory}
+    done = subprocess.run([PYTHON, *words], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=80)
+    assert (done.stdout, done.returncode) == ("(40, 41) (50, 51)\n", 0), done.stderr
+
+
+def test_by_value_needs_the_same_python_at_both_ends(monkeypatch):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    value = pickling.dumps(lambda: 42)
+    assert pickling.loads(value)() == 42 and pickling.dumps(len) == pickle.dumps(len, protocol=4)
+    other = value.replace(b"%d.%d" % sys.version_info[:2], b"3.4", 1)
+    with pytest.raises(RemoteError, match=r"in Python 3\.4 and cannot be read by Python 3\."):
+        pickling.loads(other)
+    older = value.replace(cloudpickle.__version__.encode(), b"0.1", 1)
+    assert pickling.loads(older)() == 42
+    with pytest.raises(RemoteError, match=r"with cloudpickle 0\.1; .* cannot read it"):
+        pickling.loads(older[:-9])
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(RemoteError, match="has no cloudpickle"):
+        pickling.loads(value)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -210,8 +292,8 @@ def test_exceptions_come_back_as_themselves_with_the_remote_traceback(bench, exe
 def test_what_cannot_be_read_here_comes_back_as_text(executor, calls):
     with pytest.raises(RemoteError, match=r"(?s)their_calls.py.*1 and 2"):
         executor.submit(calls.odd).result(30)
-    with pytest.raises(RemoteError, match="type function and cannot be serialised"):
-        executor.submit(calls.function).result(30)
+    with pytest.raises(RemoteError, match="type lock and cannot be serialised"):
+        executor.submit(calls.lock).result(30)
     with pytest.raises(TaskFailed, match=r"\[die .* is FAILED: nonzero return 9"):
         executor.submit(calls.die).result(30)
 
@@ -220,12 +302,16 @@ def test_what_cannot_be_sent_is_refused_at_once(bench, executor, calls, monkeypa
     def local():
         pass
 
+    lock = threading.Lock()
+    with pytest.raises(InputError, match=r"(?s)lambda.*cannot be sent to another process.*lock"):
+        executor.submit(lambda: lock)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # cannot be imported
     for wrong in (lambda: 0, local, type("T", (), {})().__class__):
-        with pytest.raises(InputError, match="imported by name"):
+        with pytest.raises(InputError, match=r"(?s)cloudpickle.* is not installed.*top level of a module"):
             executor.submit(wrong)
-        with pytest.raises(InputError, match="imported by name"):
+        with pytest.raises(InputError, match="cloudpickle"):
             executor.map(wrong, [1, 2], chunksize=2)
-    with pytest.raises(InputError, match=r"argument of square.*lambda"):
+    with pytest.raises(InputError, match=r"argument of square.*lambda.*cloudpickle"):
         executor.submit(calls.square, lambda: 0)
     with pytest.raises(InputError, match="cannot be called"):
         executor.submit("square", 3)

@@ -10,7 +10,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from balsam_lite.core import subprocess_run
+from balsam_lite.core import pickling, subprocess_run
 from balsam_lite.pyapps import payload, result_file, run_call
 
 
@@ -124,7 +124,7 @@ def main():
 def outcome_of_call(tmp_path, script, function):
     """What becomes of a call of that function without arguments."""
     (tmp_path / "script.py").write_text(script)
-    pickled = b"c%b\n%b\n)}\x87." % (payload.MAIN.encode(), function.encode())  # (function, (), {}) of the script
+    pickled = b"c%b\n%b\n)}\x87." % (pickling.MAIN.encode(), function.encode())  # (function, (), {}) of the script
     run_call.write_payload(str(tmp_path / "call.pkl"), run_call.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
     words = payload.program_words(sys.executable, payload.CALL, "call.pkl")
     environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1"}

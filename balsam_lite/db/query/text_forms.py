@@ -24,7 +24,7 @@ _LABELS = {"lease": "lock"}
 def source_of(definition: str | Mapping[str, Any]) -> str:
     """Return `FILE:CLASS`, the location of an application's Python class; "" if it has none."""
     found = json.loads(definition or "{}") if isinstance(definition, str) else definition
-    return f"{found.get('file', '')}:{found.get('class', '')}" if found else ""
+    return f"{found.get('file') or '(pickled)'}:{found.get('class', '')}" if found else ""
 
 
 def program_of(app: Mapping[str, Any]) -> str:

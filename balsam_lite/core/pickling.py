@@ -74,8 +74,8 @@ def loads(content: bytes) -> Any:
         if version == cloudpickle.__version__:
             raise
         raise RemoteError(
-            f"It was pickled by value with cloudpickle {version}, and {sys.executable} with {cloudpickle.__version__} cannot read it: "
-            f"{exc!r}",
+            f"It was pickled by value with cloudpickle {version}, and cannot be read by {sys.executable} with "
+            f"{cloudpickle.__version__}: {exc!r}",
             hint="Install the same version of cloudpickle on both sides.",
         ) from exc
     finally:

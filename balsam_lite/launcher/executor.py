@@ -95,8 +95,8 @@ class BalsamExecutor(concurrent.futures.Executor):
     functions, and those of a notebook. Results and exceptions come back the same way (see `core.pickling`).
     With an `application`, `submit(*words)` runs that with those arguments, and the result is the text of its output.
 
-    A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when that one
-    is finished and gets its result; an application gets the path of the file with the result.
+    A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when that
+    one is finished and gets its result; an application gets the path of the file with the result.
 
     Args:
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.

@@ -266,7 +266,7 @@ def test_by_value_needs_the_same_python_at_both_ends(monkeypatch):
         pickling.loads(other)
     older = value.replace(cloudpickle.__version__.encode(), b"0.1", 1)
     assert pickling.loads(older)() == 42
-    with pytest.raises(RemoteError, match=r"with cloudpickle 0\.1; .* cannot read it"):
+    with pytest.raises(RemoteError, match=r"with cloudpickle 0\.1, and cannot be read by"):
         pickling.loads(older[:-9])
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     with pytest.raises(RemoteError, match="has no cloudpickle"):

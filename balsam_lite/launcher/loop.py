@@ -355,11 +355,12 @@ class Launcher:
         return [node.name for node in self._pool.nodes if node.is_closed and node.name]
 
     def _close_nodes(self, hosts: Collection[str], why: str) -> None:
-        """Start nothing more on nodes that do not answer."""
-        for number, node in enumerate(self._pool.nodes):
-            if node.name in hosts and not node.is_closed:
-                self._pool.close(number)
-                log.warning("Node %s is not used any more. %s", node.name, why)
+        """Start nothing more on nodes that do not answer, and end what runs there."""
+        lost = [number for number, node in enumerate(self._pool.nodes) if node.name in hosts and not node.is_closed]
+        for number in lost:
+            self._pool.close(number)
+            log.warning("Node %s is not used any more. %s", self._pool.nodes[number].name, why)
+        self._runner.leave(lost, why)
 
     def _collect_steps(self) -> None:
         for end in self._steps.poll():

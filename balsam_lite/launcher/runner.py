@@ -120,6 +120,9 @@ class Runner(ABC):
         told to stop; a run that had ended before that is reported as ended by itself.
         """
 
+    def leave(self, nodes: Collection[int], why: str) -> None:  # noqa: B027  # only some runners start on other nodes
+        """End the MPI jobs that run on a node which does not answer. They go back, uncounted."""
+
     @abstractmethod
     def kill_now(self) -> None:
         """End the grace period of all process trees that are being stopped."""
@@ -485,6 +488,15 @@ class LocalRunner(Runner):
         if runs:
             self._stop(runs, result, grace_s)
         self._spawner.flush()
+
+    def leave(self, nodes: Collection[int], why: str) -> None:
+        """End the jobs that run on a node which does not answer: not every MPI command notices that, or soon."""
+        failure = invocation.StartFailure(invocation.NODE, why, had_started=True)
+        on_them = [job for job, run in self._runs.items() if run.place and set(nodes) & set(run.place.nodes)]
+        jobs = [job for job in on_them if not (self._runs[job].ended or self._runs[job].stop_result)]
+        for job in jobs:
+            self._runs[job].failure = failure
+        self.stop(jobs, states.RUN_ERROR, _FINAL_GRACE_S)
 
     def _stop(self, runs: Sequence[LiveRun], result: str, grace_s: float) -> None:
         told_us = self._clock.now_us() if result == states.RUN_TIMEOUT else None

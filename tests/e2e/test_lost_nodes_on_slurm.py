@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from helpers import wait_until
+from launching import Bench
 from mpi import with_mpi
 from slurm_cluster import Cluster
 from test_ensemble_on_slurm import hosts_of_attempt
 from test_mpi_on_slurm import FLAVOURS, Site, use
+
+from balsam_lite.db.query.runs import runs_of
+from balsam_lite.db.store import runs
 
 #: Says where it is, and goes on until it is allowed to end.
 WAITS = """
@@ -167,3 +171,42 @@ def test_a_job_which_the_mpi_command_does_not_start_goes_back_and_fails_after_a_
     assert [state for state, _ in history].count("RUNNING") == 4
     assert "The MPI command did not run it 4 times: srun: error: Unable to create step" in history[-2][1]
     assert site.bench.job(job)["restarts"] == 0
+
+
+#: An srun whose step on node2 does not end when that node dies; only the first one of these is told of it.
+HALF_TOLD_SRUN = r"""#!/bin/bash
+for word; do case "$word" in --nodelist=*) node="${word#*=}" ;; esac; done
+until [ "$1" = sh ]; do shift; done
+if [ "$node" != node2 ]; then exec "$@"; fi
+touch "started.$BALSAM_ATTEMPT"
+if mkdir "$BALSAM_DB_PATH/told" 2> /dev/null; then
+    until [ -e "$BALSAM_DB_PATH/dead" ]; do sleep 0.05; done
+    echo "srun: error: Node failure on node2" >&2
+    exit 1
+fi
+exec sleep 600
+"""
+
+
+def test_all_runs_on_a_lost_node_go_back_when_one_mpi_command_tells_of_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, IDLE_TTL_S="0.5", KILL_GRACE_S="1")
+    srun, nodes = tmp_path / "srun", tmp_path / "nodes"
+    srun.write_text(HALF_TOLD_SRUN)
+    srun.chmod(0o755)
+    nodes.write_text("node1\nnode2\n")
+    bench.app("sh", "sh -c")
+    jobs = bench.add([{"name": f"j{n}", "application": "sh", "args": "true", "node_packing_count": 2} for n in range(4)])
+    process = bench.launch(
+        "--job-mode", "mpi", PBS_JOBID="1.s", PBS_NODEFILE=str(nodes), BALSAM_MPI_FLAVOUR="srun", BALSAM_MPI_RUN_EXE=str(srun)
+    )
+    wait_until(lambda: len([job for job in jobs if bench.path(job, "started.1").exists()]) == 2, 60)
+    on_node2 = [job for job in jobs if bench.path(job, "started.1").exists()]
+    Path(bench.directory, "dead").touch()
+    assert process.wait(60) == 0
+    assert bench.states() == {"JOB_FINISHED": 4}
+    for job in jobs:
+        row = bench.job(job)
+        assert (row["attempt"], row["restarts"]) == (2 if job in on_node2 else 1, 0), bench.history(job)
+    with bench.db.read() as cx:
+        assert [runs_of(cx, job)[0].cause for job in on_node2] == [runs.NODE_LOST] * 2
+    bench.close()

@@ -302,6 +302,10 @@ class ClusterRunner(Runner):
                 self._channel.send_first(rank, messages.STOP, started, result, grace_s)
         self._channel.flush()
 
+    def leave(self, nodes: Collection[int], why: str) -> None:
+        """End the MPI jobs that run on a node which does not answer. They go back, uncounted."""
+        self._local.leave(nodes, why)
+
     def kill_now(self) -> None:
         """End the grace period of all process trees that are being stopped. May be called by a signal handler."""
         self._local.kill_now()

@@ -14,7 +14,7 @@ import click
 
 from ..core import field_specs, states
 from ..core.clock import iso_us
-from ..core.errors import UnknownField, did_you_mean
+from ..core.errors import InvalidSpec, UnknownField, did_you_mean
 from ..db.query import runs
 from . import output
 from .common import say
@@ -136,7 +136,18 @@ def batch_job_object(row: Mapping[str, Any], site: str) -> Row:
 _OPTIONS = (
     option("--json", "as_json", is_flag=True, help="Print a JSON list, one object a line, with every key."),
     option(
-        "--format", "form", metavar="FORMAT", help="Print json, yaml, csv, or a table: plain, github, html, latex, tsv, ..."
+        "--format",
+        "form",
+        metavar="FORMAT",
+        help="Print csv, tsv, jsonl, json, yaml, parquet, or a table: plain, github, html, latex, ...",
+    ),
+    option(
+        "-o",
+        "--output",
+        "path",
+        cls=LaterOption,
+        metavar="FILE",
+        help="File to write; its suffix names the format. -: stdout.",
     ),
     option("--columns", metavar="NAME,...", help="Print these keys of the JSON objects only, in this order."),
     option("--wide", cls=LaterOption, is_flag=True, help="Print whole cells and all columns, however wide the terminal is."),
@@ -162,12 +173,13 @@ class Look(NamedTuple):
     is_fixed: bool  # the user has named these keys
     is_whole: bool  # the user has named a format of all keys: no limit but the user's holds, and words are left out
     is_wide: bool
+    path: str = ""  # of the file to write; "": stdout
 
     @classmethod
     def of(
         cls, options: dict[str, Any], kind: ObjectKind, *, history: bool = False, verbose: bool = False, verbose_form: str = ""
     ) -> Look:
-        """Take the values of `output_options` out of a command's options.
+        """Take the values of `output_options` out of a command's options, and check whether the file can be written.
 
         Args:
             kind: of the objects to print. history: print their events instead, or with JSON and YAML as well.
@@ -175,11 +187,10 @@ class Look(NamedTuple):
 
         Raises:
             InvalidSpec: an unknown format. UnknownField: an unknown column. Both name the nearest. UsageError.
+            BalsamError: the file cannot be written.
         """
-        as_json, form, columns, is_wide = (options.pop(name) for name in ("as_json", "form", "columns", "wide"))
-        if as_json and form not in (None, "json"):
-            raise click.UsageError(f"--json and --format {form} exclude each other.")
-        form = "json" if as_json else output.check_format(form) if form is not None else ""
+        columns, is_wide = (options.pop(name) for name in ("columns", "wide"))
+        form, path = chosen_format(options)
         is_whole = form in _WHOLE
         if history:
             kind = ObjectKind((*kind.keys, "history", "edits", "attempts"), kind.table) if is_whole else EVENTS
@@ -191,17 +202,58 @@ class Look(NamedTuple):
                 raise UnknownField(f"There is no column {name!r}.{near}", hint=f"Columns: {', '.join(kind.keys)}")
         usual = kind.keys if is_whole or (verbose and not history) else kind.table
         form = form or ("table" if names else verbose_form if verbose else "")
-        return cls(form, names or usual, bool(names), is_whole, is_wide)
+        return cls(form, names or usual, bool(names), is_whole, is_wide, path)
+
+
+def chosen_format(options: dict[str, Any]) -> tuple[str, str]:
+    """Take --json, --format and --output out of a command's options; return the format, "" for the command's, and the file.
+
+    Raises:
+        InvalidSpec: an unknown format, with the nearest. UsageError. BalsamError: the file cannot be written.
+    """
+    as_json, form, path = (options.pop(name) for name in ("as_json", "form", "path"))
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json and --format {form} exclude each other.")
+    if path == "":
+        raise InvalidSpec("--output must not be empty; leave it out to mean standard output.")
+    if as_json or form is not None or path:
+        from . import writers
+
+        form = "json" if as_json else writers.check_format(form) if form is not None else ""
+        path = "" if path in (None, "-") else path
+        form = form or (writers.format_of(path) if path else "")
+        writers.check_target(form, path, sys.stdout.isatty())
+    return form or "", path or ""
 
 
 def show(look: Look, objects: Iterable[Mapping[str, Any]]) -> int:
-    """Print objects in the user's format, without one as a table; return how many there were."""
+    """Print objects in the user's format, without one as a table, or write the file; return how many there were."""
+    from . import writers
+
+    if look.form in ("", "table"):
+        is_fitted = not look.is_wide and not look.path and sys.stdout.isatty()
+        objects = (_in_table(found, is_fitted) for found in objects)
+    return write(look, look.shown, writers.values_of(look.shown, objects), _TIMES)
+
+
+def write(
+    look: Look, columns: Sequence[str], rows: Iterable[Sequence[Any]], times: Iterable[str], *, has_header: bool = False
+) -> int:
+    """Print rows, or write them to the user's file; return how many there were. The arguments are those of `writers`."""
+    from . import writers
+
+    form = look.form or "table"
+    if look.path:
+        number = writers.write_file(form, columns, rows, look.path, times)
+        say(f"Wrote {output.plural(number, 'row')} to {look.path}")
+        return number
+    if form == "parquet":
+        return writers.write_parquet_to(sys.stdout.buffer, columns, rows, times)
     width = None if look.is_wide else output.terminal_width(sys.stdout)
-    rows = objects if look.form not in ("", "table") else (_in_table(found, width is not None) for found in objects)
-    number, left_out = output.write_rows(look.form or "table", look.shown, rows, sys.stdout, width, look.is_fixed)
-    if left_out:
-        say(f"No room for {', '.join(left_out)}: --wide prints all columns, --columns those that you name.")
-    return number
+    written = writers.write_rows(form, columns, rows, sys.stdout, width=width, is_fixed=look.is_fixed, has_header=has_header)
+    if written.left_out:
+        say(f"No room for {', '.join(written.left_out)}: --wide prints all columns, --columns those that you name.")
+    return written.rows
 
 
 STALE_MARK = " (stale)"

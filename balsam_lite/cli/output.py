@@ -1,4 +1,4 @@
-"""Print rows in any format: the slides' tables, JSON, YAML, CSV, and the tables of tabulate. Knows neither click nor the DB.
+"""Print the slides' tables, JSON, YAML, and the tables of tabulate. Knows neither click nor the DB.
 
 Text that came from a program or another user may hold anything; what would steer a terminal is shown as an escape.
 """
@@ -16,7 +16,6 @@ from typing import IO, Any
 
 from ..core import display, field_specs, states
 from ..core.clock import format_us
-from ..core.errors import InvalidSpec, did_you_mean
 
 _HISTORY_DASHES = "-" * 48
 
@@ -128,10 +127,8 @@ def terminal_width(file: IO[str]) -> int | None:
         return None
 
 
-# --- listings: any format ---------------------------------------------------------------------------------------------
+# --- tables by tabulate -----------------------------------------------------------------------------------------------
 
-#: The formats that are not tabulate's. `table` is each listing's own.
-OWN_FORMATS = ("table", "json", "yaml", "csv")
 #: How tabulate prints a `table`.
 _PLAIN_TABLE = "simple"
 #: Rows that tabulate lays out at once, so that a long listing is printed as it is read.
@@ -143,17 +140,7 @@ _PATHS = ("workdir", "path", "log", "command", "submit_script")
 SHORT_ID = 8
 
 
-def check_format(name: str) -> str:
-    """Return the name of a format; raise InvalidSpec with the nearest one if there is none of that name."""
-    if name in OWN_FORMATS:
-        return name
-    known = (*OWN_FORMATS, *_tabulate().tabulate_formats)
-    if name in known:
-        return name
-    raise InvalidSpec(f"There is no format {name!r}.{did_you_mean(name, known)}", hint=f"The formats are: {', '.join(known)}")
-
-
-def _tabulate() -> Any:
+def tabulate_module() -> Any:
     """Import tabulate, only where a table is printed, and without what would take most of its 50 ms.
 
     That is `importlib.metadata`, which it asks for its own version alone, and wcwidth, whose work `_width` does.
@@ -173,54 +160,6 @@ def _tabulate() -> Any:
     return sys.modules["tabulate"]
 
 
-def write_rows(
-    form: str, columns: Sequence[str], objects: Iterable[Mapping[str, Any]], file: IO[str], width: int | None = None,
-    is_fixed: bool = False,
-) -> tuple[int, list[str]]:  # fmt: skip
-    """Write objects in one of the formats (see `check_format`) and return how many there were, and the columns left out.
-
-    Args:
-        columns: the keys to print, in order. width: that of a terminal which the table has to fit; None for any.
-        is_fixed: leave no column out, the user has asked for each.
-    """
-    if form == "json":
-        return write_json(({name: found.get(name) for name in columns} for found in objects), file), []
-    rows = ({name: found.get(name) for name in columns} for found in map(without_secrets, objects))
-    if form == "yaml":
-        return _write_documents(rows, file), []
-    if form == "csv":
-        return _write_csv(columns, rows, file), []
-    return _write_tables(form, columns, rows, file, width, is_fixed)
-
-
-def _write_documents(rows: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
-    number = 0
-    for row in rows:
-        file.write("\n".join(("---", *yaml_lines(row), "")))
-        number += 1
-    return number
-
-
-def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
-    """Write RFC 4180's form with bare line feeds; values that are no text or number as JSON."""
-    import csv
-
-    shown = one_line if file.isatty() else str
-    writer = csv.writer(file, lineterminator="\n")
-    number = 0
-    for number, row in enumerate(rows, 1):
-        if number == 1:
-            writer.writerow(columns)
-        writer.writerow([shown(_exact(value)) for value in row.values()])
-    return number
-
-
-def _exact(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(_finite(value), ensure_ascii=False)
-
-
 def brief(value: Any) -> str:
     """Return a value for a cell of a table."""
     if isinstance(value, str):
@@ -229,12 +168,16 @@ def brief(value: Any) -> str:
         return one_line(" ".join(f"{key}={brief(inner)}" for key, inner in value.items()))
     if isinstance(value, (list, tuple)):
         return ", ".join(map(brief, value))
-    return str(value) if type(value) is int else _exact(value)
+    return str(value) if type(value) is int else "" if value is None else json.dumps(finite(value), ensure_ascii=False)
 
 
-def _write_tables(
+def write_tables(
     form: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: IO[str], width: int | None, is_fixed: bool
 ) -> tuple[int, list[str]]:
+    """Write a table (`table` or a format of tabulate) and return the number of rows, and the columns left out.
+
+    The arguments are those of `writers.write_rows`.
+    """
     is_own = form == "table"
     source, total, shown = iter(rows), 0, list(columns)
     while block := list(islice(source, ROWS_AT_ONCE if is_own else None)):
@@ -252,9 +195,8 @@ def _write_tables(
 
 def _table_lines(form: str, shown: Sequence[str], cells: Mapping[str, Sequence[str]]) -> list[str]:
     rows = list(zip(*(cells[name] for name in shown)))
-    padding = None if form == "tsv" else "left"
     look = _PLAIN_TABLE if form == "table" else form
-    text = _tabulate().tabulate(rows, list(shown), look, disable_numparse=True, stralign=padding)
+    text = tabulate_module().tabulate(rows, list(shown), look, disable_numparse=True, stralign="left")
     return [line.rstrip() if form == "table" else line for line in text.split("\n")]
 
 
@@ -458,18 +400,18 @@ def json_encoder(file: IO[str]) -> Callable[[Any], str]:
         try:
             return encode(value)
         except ValueError:  # looking for them in every object would cost more than this does in the few that have one
-            return encode(_finite(value))
+            return encode(finite(value))
 
     return as_json
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value of JSON's types with None in the place of every number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return list(map(_finite, value)) if isinstance(value, (list, tuple)) else value
+        return {key: finite(inner) for key, inner in value.items()}
+    return list(map(finite, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> int:

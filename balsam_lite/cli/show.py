@@ -113,7 +113,7 @@ def print_job(there: SiteInterface, row: Row, of_site: str, file: IO[str], width
         _write("Attempts", file)
         table = [_attempt(run) for run in row["attempts"]]
         shown = [name for name in _ATTEMPTS if any(run[name] not in ("", None) for run in table)]
-        output.write_rows("table", shown, table, file, width)
+        output.write_tables("table", shown, table, file, width, is_fixed=False)
     for launcher in row["launchers"][-1:]:
         _print_fact("Launcher", _launcher(launcher), file, width)
     for place, edit in enumerate(row["edits"][-_MAX_EDITS:]):

@@ -182,7 +182,7 @@ def test_columns_are_the_keys_that_are_named(balsam: Balsam, db: Database, words
     assert balsam(*words, "--columns", "name,state")[1].splitlines()[:3] == ["name  state", "----  ------", "a     FAILED"]
 
 
-@pytest.mark.parametrize("form", ["plain", "github", "html", "latex", "tsv", "csv", "yaml", "table", "json"])
+@pytest.mark.parametrize("form", ["plain", "github", "html", "latex", "tsv", "csv", "jsonl", "yaml", "table", "json"])
 @pytest.mark.parametrize("words", [
     ["ls"], ["ls", "--history"], ["ls", "--by-states"], ["ls", "apps"], ["ls", "wf"], ["ls", "queues"], ["job", "ls"],
     ["job", "ls", "--history"], ["job", "ls", "--by-state"], ["app", "ls"], ["queue", "ls"], ["site", "ls"],

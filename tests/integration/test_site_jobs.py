@@ -387,7 +387,7 @@ def test_a_long_table_has_one_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "ROWS_AT_ONCE", 2)
     file = io.StringIO()
     rows = ({"a": n, "b": "x"} for n in range(5))
-    assert output.write_rows("table", ["a", "b"], rows, file) == (5, [])
+    assert output.write_tables("table", ["a", "b"], rows, file, None, is_fixed=False) == (5, [])
     assert file.getvalue() == "a  b\n-  -\n0  x\n1  x\n2  x\n3  x\n4  x\n"
 
 

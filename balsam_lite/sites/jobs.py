@@ -166,31 +166,24 @@ def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> 
 # --- creating ---------------------------------------------------------------------------------------------------------
 
 
-class NewJobs:
-    """Rows to be passed to `insert.add_jobs`; can be iterated once."""
+class JobMaker:
+    """Converts rows with the field names of Balsam 0.7 to jobs for `insert.add_jobs`. Called with one row after the other."""
 
-    def __init__(self, rows: Sequence[Row], apps: Apps, gpus_per_node: int) -> None:
-        self._rows, self._apps, self._gpus_per_node = rows, apps, gpus_per_node
-        self.parents: dict[int, int] = {}  # parents named by the rows -> number of the first row that names them
-        self._workdirs: dict[str, int] = {}
+    def __init__(self, apps: Apps, gpus_per_node: int) -> None:
+        self._apps, self._gpus_per_node = apps, gpus_per_node
+        self._names: tuple[str, ...] | None = None
+        self._make: Callable[[Row], Row] = dict
 
-    def __iter__(self) -> Iterator[Row]:
-        names: tuple[str, ...] | None = None
-        make: Callable[[Row], Row] = dict
-        for number, row in enumerate(self._rows, 1):
-            try:
-                if tuple(row) != names:
-                    names = tuple(row)
-                    make = self._maker(names)
-                job = make(row)
-                self._note(number, job)
-            except BalsamError as exc:
-                raise self.numbered(exc, number) from exc
-            yield job
+    def __call__(self, row: Row) -> Row:
+        """Return the job.
 
-    def numbered(self, exc: BalsamError, number: int) -> BalsamError:
-        """Return the error with the number of its row, if there are several rows."""
-        return exc if len(self._rows) == 1 else type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint)
+        Raises:
+            UnknownField, UnknownApp. InvalidSpec: fields are missing, or cannot be set; or the parameters do not fit the App.
+        """
+        if tuple(row) != self._names:
+            self._make = self._maker(tuple(row))
+            self._names = tuple(row)
+        return self._make(row)
 
     def _maker(self, names: tuple[str, ...]) -> Callable[[Row], Row]:
         """Return a function that converts a row with these fields to a job."""
@@ -229,6 +222,28 @@ class NewJobs:
             return job
 
         return make
+
+
+class NewJobs:
+    """Rows to be passed to `insert.add_jobs`; can be iterated once."""
+
+    def __init__(self, rows: Sequence[Row], apps: Apps, gpus_per_node: int) -> None:
+        self._rows, self._make = rows, JobMaker(apps, gpus_per_node)
+        self.parents: dict[int, int] = {}  # parents named by the rows -> number of the first row that names them
+        self._workdirs: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, row in enumerate(self._rows, 1):
+            try:
+                job = self._make(row)
+                self._note(number, job)
+            except BalsamError as exc:
+                raise self.numbered(exc, number) from exc
+            yield job
+
+    def numbered(self, exc: BalsamError, number: int) -> BalsamError:
+        """Return the error with the number of its row, if there are several rows."""
+        return exc if len(self._rows) == 1 else type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint)
 
     def _note(self, number: int, job: Row) -> None:
         if "workdir" in job and not job.get("allow_shared_workdir"):

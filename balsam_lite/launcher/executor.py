@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -75,8 +75,27 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         shown = {"job": self.number, "state": state, "error": error}
         return html_form("BalsamFuture", {name: value for name, value in shown.items() if value is not None})
 
+    def check_database(self, database: Database) -> None:
+        """Raise InputError if the future's job is in another DB."""
+        if self._executor.database.directory != database.directory:
+            raise InputError(f"The future of job #{self.number} is in another DB, {self._executor.database.directory}.")
+
     def __reduce__(self) -> Any:
-        raise TypeError("a BalsamFuture can be an argument itself, but not be inside of one")
+        """Make the future a parent of the call that is being pickled; there it is unpickled as its result."""
+        if _pickling.executor is None:
+            raise TypeError("a BalsamFuture can be sent only in the arguments of a call, which gets its result")
+        self.check_database(_pickling.executor.database)
+        return run_call.result_of_parent, (_pickling.parents.setdefault(self, len(_pickling.parents)),)
+
+
+class _Pickling(threading.local):
+    """The call that this thread is pickling."""
+
+    executor: BalsamExecutor | None = None
+    parents: dict[BalsamFuture, int] = {}  # the futures in its arguments, with their index
+
+
+_pickling = _Pickling()
 
 
 class _Task(NamedTuple):
@@ -95,10 +114,18 @@ class BalsamExecutor(concurrent.futures.Executor):
     functions, and those of a notebook. Results and exceptions come back the same way (see `core.pickling`).
     With an `application`, `submit(*words)` runs that with those arguments, and the result is the text of its output.
 
-    A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when that
-    one is finished and gets its result; an application gets the path of the file with the result.
+    A BalsamFuture in the arguments of a call, also inside of lists, dicts and other objects, makes the job a child of that
+    future's job: it starts when that one is finished and gets its result. An application gets the path of the file with the
+    result.
+
+    The first four arguments are those of `ProcessPoolExecutor`, of which a number counts as `max_workers`.
 
     Args:
+        mp_context: has no effect: launchers start the processes.
+        initializer, initargs: called once in each process that makes calls, before its first one.
+        max_tasks_per_child: maximum number of calls in one process.
+        cwd: where calls run: in the directory of the process that submits them ("caller"), or in those of their jobs ("job");
+            the latter with the field `user_workdir`, too.
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
         python: the interpreter; it must have balsam_lite.
         job_fields: other fields of the jobs (`num_nodes=`, `node_packing_count=`, `wall_time_minutes=`, …).
@@ -108,12 +135,27 @@ class BalsamExecutor(concurrent.futures.Executor):
     """
 
     def __init__(
-        self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
+        self,
+        application: str | None = None,
+        mp_context: object = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        cwd: str = "caller",
+        workflow: str | None = None,
+        python: str = sys.executable,
+        **job_fields: Any,
     ) -> None:
         import_guard.check_writable()  # in a job that imports the script of its call
         taken = [name for name in _OWN_FIELDS if name in job_fields]
         if taken:
             raise InputError(f"A BalsamExecutor chooses the {taken[0]} of its jobs itself.")
+        if cwd not in ("caller", "job"):
+            raise InputError(f'cwd must be "caller" or "job", not {cwd!r}')
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        _check_count("max_tasks_per_child", max_tasks_per_child)
         current = dag.current_job
         if current is not None and "queued_launch" not in job_fields:
             job_fields.setdefault("queued_launch_id", current.queued_launch_id)
@@ -127,6 +169,9 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._application = application
         self._python = python
         self._app = application or ""
+        self._runs_here = cwd == "caller" and not job_fields.get("user_workdir")
+        self._max_calls = max_tasks_per_child or 0
+        self._initializer = b"" if initializer is None else _pickled(initializer, (initializer, tuple(initargs)))
         if application is not None:
             with self.database.read() as cx:
                 queries.app(cx, application)
@@ -154,8 +199,8 @@ class BalsamExecutor(concurrent.futures.Executor):
     def map(self, fn: Any, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
         """Return an iterator over the results, in order. All jobs are added in one transaction, before this returns.
 
-        With an application `fn` is its first argument. A job makes `chunksize` calls; with more than one, futures cannot be
-        among the arguments. Jobs that have not started are cancelled when a call raises or the iterator is closed.
+        With an application `fn` is its first argument. A job makes `chunksize` calls. Jobs that have not started are cancelled
+        when a call raises or the iterator is closed.
 
         Raises:
             as `submit`; while iterating: TimeoutError, what a call raised.
@@ -166,8 +211,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         if self._application is not None or chunksize == 1:
             return self._results(self._add(self._task(fn, args, {}) for args in calls), timeout)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        _pickled(fn, [], {})
-        futures = self._add(self._task(run_call.each, (fn, chunk), {})._replace(name=_name_of(fn)) for chunk in chunks)
+        futures = self._add(self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
         return itertools.chain.from_iterable(self._results(futures, timeout))
 
     def _results(self, futures: list[BalsamFuture], timeout: float | None) -> Iterator[Any]:
@@ -187,31 +231,35 @@ class BalsamExecutor(concurrent.futures.Executor):
         return results()
 
     def _task(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
-        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        parents = {place: one for place, one in given.items() if isinstance(one, BalsamFuture)}
         if self._application is not None:
             return self._words((fn, *args), kwargs)
-        numbers = self._numbers(parents.values())
-        plain = [None if place in parents else one for place, one in enumerate(args)]
-        pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
-        paths = {place: one.path for place, one in parents.items()}
-        file = self._write(run_call.CallPayload(list(map(os.path.abspath, sys.path)), _main_of(pickled), pickled, paths))
-        return _Task(_name_of(fn), shlex.quote(file), numbers, file)
+        return self._call(fn, (fn, args, kwargs))
+
+    def _call(self, fn: Any, call: tuple[Any, ...]) -> _Task:
+        if not callable(fn):
+            raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
+        _pickling.executor, _pickling.parents = self, {}
+        try:
+            pickled = _pickled(fn, call)
+            parents = list(_pickling.parents)
+        finally:
+            _pickling.executor = None
+        path, main = list(map(os.path.abspath, sys.path)), _main_of(self._initializer, pickled)
+        cwd = os.getcwd() if self._runs_here else ""
+        paths = [one.path for one in parents]
+        file = self._write(run_call.CallPayload(path, main, pickled, paths, cwd, self._initializer, self._max_calls))
+        return _Task(_name_of(fn), shlex.quote(file), [one.number for one in parents], file)
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
         if kwargs:
             raise InputError(f"An application takes words, not {', '.join(kwargs)}=…")
-        numbers = self._numbers(word for word in words if isinstance(word, BalsamFuture))
-        line = shlex.join(word.path if isinstance(word, BalsamFuture) else str(word) for word in words)
-        return _Task(self._app, line, numbers)
-
-    def _numbers(self, parents: Iterable[BalsamFuture]) -> list[int]:
         numbers = []
-        for one in parents:
-            if one._executor.database.directory != self.database.directory:
-                raise InputError(f"The future of job #{one.number} is in another DB, {one._executor.database.directory}.")
-            numbers.append(one.number)
-        return list(dict.fromkeys(numbers))
+        for word in words:
+            if isinstance(word, BalsamFuture):
+                word.check_database(self.database)
+                numbers.append(word.number)
+        line = shlex.join(word.path if isinstance(word, BalsamFuture) else str(word) for word in words)
+        return _Task(self._app, line, list(dict.fromkeys(numbers)))
 
     def _write(self, what: run_call.CallPayload) -> str:
         job_id = field_specs.new_job_id()
@@ -419,16 +467,14 @@ def _name_of(fn: Any) -> str:
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
-def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-    """Return the call as bytes.
+def _pickled(fn: Any, call: tuple[Any, ...]) -> bytes:
+    """Return a function with its arguments as bytes.
 
     Raises:
         InputError: it cannot be sent; with the part that cannot.
     """
-    if not callable(fn):
-        raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
     try:
-        return pickling.dumps((fn, args, kwargs))
+        return pickling.dumps(call)
     except Exception as exc:
         try:
             pickling.dumps(fn)
@@ -440,9 +486,15 @@ def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         raise InputError(f"An argument of {_name_of(fn)} cannot be serialised: {exc}") from exc
 
 
-def _main_of(pickled: bytes) -> tuple[str, str] | None:
+def _check_count(name: str, value: int | None) -> None:
+    """Raise InputError if a number is neither None nor an integer above 0."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} must be 1 or more, not {value!r}")
+
+
+def _main_of(*pickled: bytes) -> tuple[str, str] | None:
     """Return where the job finds the script that runs here, if the call uses what is defined there."""
-    if not pickling.needs_main(pickled):
+    if not any(map(pickling.needs_main, pickled)):
         return None
     # The name in the job of the classes that come back.
     sys.modules.setdefault(pickling.MAIN, sys.modules["__main__"])

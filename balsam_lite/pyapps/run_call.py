@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..core import pickling
@@ -40,7 +40,10 @@ class CallPayload(NamedTuple):
     path: list[str]  # sys.path of the submitting process
     main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
     call: bytes  # (function, args, kwargs), by `core.pickling`
-    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
+    parents: list[str] | dict[Any, str] = []  # the files with their results; a dict: of an earlier version, by place or name
+    cwd: str = ""  # where to run it; "": in the job's directory
+    initializer: bytes = b""  # (function, args), by `core.pickling`: to be called once in each process that makes calls
+    max_calls: int = 0  # maximum number of calls in one process; 0: as in the settings
 
 
 def write_payload(path: str, payload: CallPayload) -> None:
@@ -92,6 +95,8 @@ def outcome_of_call(given: CallPayload) -> Outcome:
     """Make the call, and return its outcome."""
 
     def do() -> Any:
+        if given.cwd:
+            _change_directory(given.cwd)
         sys.path += [entry for entry in given.path if entry not in sys.path]
         line = 0
         if given.main:
@@ -99,7 +104,8 @@ def outcome_of_call(given: CallPayload) -> Outcome:
 
             line = class_loader.stopped_at(class_loader.load_main(*given.main))
         try:
-            function, args, kwargs = pickling.loads(given.call)
+            _initialize(given.initializer)
+            function, args, kwargs = _read(given)
         except AttributeError as exc:
             if not line:
                 raise
@@ -109,20 +115,63 @@ def outcome_of_call(given: CallPayload) -> Outcome:
                 f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
                 'Define it above, or put that line under `if __name__ == "__main__":`.'
             ) from exc
-        return function(*_with_parents(args, kwargs, given.parents), **kwargs)
+        return function(*args, **kwargs)
 
     return result_file.outcome_of(do)
 
 
-def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mapping[Any, str]) -> list[Any]:
-    """Put the results of its parents into the arguments of a call; return those by position."""
-    positional = list(args)
-    for place, path in parents.items():
-        outcome = result_file.read_outcome(path)
-        assert outcome.value is not None
-        target: Any = positional if isinstance(place, int) else kwargs
-        target[place] = pickling.loads(outcome.value)
-    return positional
+def _change_directory(path: str) -> None:
+    try:
+        os.chdir(path)
+    except OSError as exc:
+        from ..core.errors import RemoteError
+
+        raise RemoteError(
+            f"The directory from which the call was submitted cannot be entered on {os.uname().nodename}: {exc}",
+            hint='With BalsamExecutor(cwd="job") calls run in the directories of their jobs.',
+        ) from exc
+
+
+_initialized: set[bytes] = set()
+
+
+def _initialize(initializer: bytes) -> None:
+    """Call the executor's initializer, unless this process has done so. Raises BrokenExecutor: it has raised."""
+    if not initializer or initializer in _initialized:
+        return
+    function, args = pickling.loads(initializer)
+    try:
+        function(*args)
+    except Exception as exc:
+        from concurrent.futures import BrokenExecutor
+
+        raise BrokenExecutor(f"The initializer of the executor has raised {type(exc).__name__}: {exc}") from exc
+    _initialized.add(initializer)
+
+
+#: The results of the parents of the call that is being unpickled.
+_parents: list[Any] = []
+
+
+def result_of_parent(index: int) -> Any:
+    """Return the result of a parent: what a BalsamFuture in the arguments of a call is unpickled as."""
+    return _parents[index]
+
+
+def _read(given: CallPayload) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """Return the function and its arguments, with the results of its parents in place of their futures."""
+    are_placed = isinstance(given.parents, dict)
+    paths = given.parents.values() if isinstance(given.parents, dict) else given.parents
+    _parents[:] = [pickling.loads(result_file.read_outcome(path).value or b"") for path in paths]
+    try:
+        function, args, kwargs = pickling.loads(given.call)
+        positional = list(args)
+        for place, value in zip(given.parents if are_placed else (), _parents):
+            target: Any = positional if isinstance(place, int) else kwargs
+            target[place] = value
+        return function, positional, kwargs
+    finally:
+        _parents.clear()
 
 
 def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import importlib
 import os
 import pickle
@@ -57,6 +58,10 @@ def leave(): sys.exit(7)
 def die(): os._exit(9)
 def lock(): return threading.Lock()
 def ident(x): return x
+def remember(x):
+    global kept
+    kept = x
+def recall(x): return kept + x
 def wait_for(path):
     while not os.path.exists(path): time.sleep(0.01)
     return os.environ["BALSAM_JOB_ID"]
@@ -318,8 +323,8 @@ def test_what_cannot_be_sent_is_refused_at_once(bench, executor, calls, monkeypa
     with pytest.raises(InputError, match="argument of square"):
         executor.map(calls.square, [1, 2, lambda: 0])
     monkeypatch.setattr(calls, "square", calls.add)
-    with pytest.raises(InputError, match="inside of one"):
-        executor.submit(calls.add, [executor.submit(calls.add)])
+    with pytest.raises(TypeError, match="only in the arguments of a call"):
+        pickle.dumps(executor.submit(calls.add))
     assert len(payloads(bench)) <= 1
     assert BalsamJob.objects.exclude(name="add").count() == 0
 
@@ -357,6 +362,72 @@ def test_a_future_as_an_argument_is_a_dependency(bench, executor, calls):
     assert c.result(30) == 3 + 100 + 9 + 9
     assert [one.id for one in c.job.get_parents()] == [a.number, b.number]
     assert list(executor.map(calls.add, [a, 1], [b, c], timeout=30)) == [12, 122]
+
+
+@dataclasses.dataclass
+class Pair:
+    one: object
+    two: object
+
+
+def test_futures_inside_of_arguments_are_dependencies(bench, executor, calls):
+    a, b = executor.submit(calls.add, 1, 2), executor.submit(calls.square, 4)
+    nested = executor.submit(calls.ident, {"list": [a, (b, {a}), {"deep": [[b]]}], "pair": Pair(a, b)})
+    assert nested.result(30) == {"list": [3, (16, {3}), {"deep": [[16]]}], "pair": Pair(3, 16)}
+    assert [one.id for one in nested.job.get_parents()] == [a.number, b.number]
+    found = executor.submit(calls.ident, {"x": [nested, nested]}).result(30)
+    assert found["x"][0] is found["x"][1]
+    pytest.importorskip("cloudpickle")
+    assert executor.submit(lambda *numbers, **named: [*numbers, named], a, x=[b]).result(30) == [3, {"x": [16]}]
+    assert executor.submit(lambda: a).result(30) == 3
+    assert list(executor.map(calls.ident, [a, [b], 5], chunksize=2, timeout=30)) == [3, [16], 5]
+
+
+def test_a_future_of_another_db_is_refused(bench, executor, calls, tmp_path):
+    future = executor.submit(calls.square, 2)
+    (tmp_path / "other").mkdir()
+    other = Bench(tmp_path / "other")
+    with use(other.db), BalsamExecutor() as second:
+        with pytest.raises(InputError, match=r"(?s)argument of ident.*in another DB"):
+            second.submit(calls.ident, [future])
+    other.close()
+
+
+def test_calls_run_in_the_directory_of_the_caller_or_of_their_jobs(bench, executor, calls, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert executor.submit(os.getcwd).result(30) == str(tmp_path / "mine")
+    with BalsamExecutor(cwd="job") as second:
+        future = second.submit(os.getcwd)
+        assert future.result(30) == os.path.dirname(future.path)
+    with pytest.raises(InputError, match="cwd must be"):
+        BalsamExecutor(cwd="here")
+
+
+def test_a_caller_directory_that_is_gone_is_a_clear_failure(bench, calls, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with BalsamExecutor() as executor:
+        future = executor.submit(calls.square, 2)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "gone").rmdir()
+        bench.launch()
+        with pytest.raises(RemoteError, match=r"(?s)from which the call was submitted cannot be entered on .*cwd="):
+            future.result(30)
+
+
+def test_an_initializer_runs_before_the_calls_of_a_process(bench, calls, tmp_path):
+    bench.launch()
+    with BalsamExecutor(None, None, calls.remember, (7,), max_tasks_per_child=2) as executor:
+        assert list(executor.map(calls.recall, range(3), timeout=30)) == [7, 8, 9]
+    with BalsamExecutor(initializer=calls.fail, initargs=("early",)) as executor:
+        with pytest.raises(concurrent.futures.BrokenExecutor, match="initializer of the executor has raised Bad: early"):
+            executor.submit(calls.square, 2).result(30)
+    with pytest.raises(TypeError, match="initializer"):
+        BalsamExecutor(initializer=3)
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="max_tasks_per_child must be 1 or more"):
+            BalsamExecutor(max_tasks_per_child=wrong)
 
 
 def test_a_failed_parent_fails_its_children_and_is_named(executor, calls):
@@ -469,9 +540,11 @@ def test_an_unreadable_call_says_so(bench, calls):
             future.result(30)
 
 
-def test_a_call_may_change_its_directory_and_have_a_result_of_its_own(bench, executor, calls, tmp_path):
-    future = executor.submit(calls.wander, str(tmp_path))
-    assert future.result(30) == "came back"
+def test_a_call_may_change_its_directory_and_have_a_result_of_its_own(bench, calls, tmp_path):
+    bench.launch()
+    with BalsamExecutor(cwd="job") as executor:
+        future = executor.submit(calls.wander, str(tmp_path))
+        assert future.result(30) == "came back"
     own = Path(future.path).with_name("result.pkl")
     assert (own.read_text(), (tmp_path / "result.pkl").read_text()) == ("mine", "mine too")
 
@@ -508,6 +581,15 @@ def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="nosuch"):
         run_call.run_call()
     assert not os.path.exists(name)
+
+
+def test_a_call_that_an_earlier_version_has_added_gets_the_results_of_its_parents(calls, tmp_path):
+    """Its payload names their places among the arguments."""
+    file = str(tmp_path / "parent.pkl")
+    result_file.write(file, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, pickle.dumps(3)))
+    pickled = pickle.dumps((calls.add, [1, None], {}))
+    given = run_call.CallPayload([], None, pickled, {1: file, "x": file})
+    assert run_call.outcome_of_call(given) == result_file.Outcome(True, pickle.dumps(7, protocol=4))
 
 
 def test_calls_that_an_earlier_version_has_added_run_beside_new_ones(bench, calls, tmp_path):

@@ -473,7 +473,7 @@ BalsamJob.objects.bulk_create(fields)
         words = self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "2")
         self.launchers.append(self.start(words, host=host))
 
-    def _look_after_orphans(self) -> None:
+    def _look_after_orphans(self, pause_s: float = 2) -> None:
         """Start a launcher on a host where a launcher and all of its helpers were killed, but not their programs.
 
         It ends them. Without it, a launcher of another host would start their jobs again when the lease has run out: it cannot
@@ -482,7 +482,7 @@ BalsamJob.objects.bulk_create(fields)
         for host, (made, _) in zip(self.hosts, self._mounted):
             its = [one for one in self._processes() if _namespace(one.pid) == _namespace(made.init)]
             is_kept = any(_role(one) == "launcher" or "spawn_helper" in " ".join(one.words) for one in its)
-            if not is_kept and any(_role(one) == "job" for one in its) and time.monotonic() > host.launched_at + 2:
+            if not is_kept and any(_role(one) == "job" for one in its) and time.monotonic() > host.launched_at + pause_s:
                 self._launch(host)
 
     def act_service(self) -> None:
@@ -625,7 +625,9 @@ BalsamJob.objects.bulk_create(fields)
             for one in self._processes(role):
                 self._signal(one, signal.SIGTERM, f"{role} at the end")
             self._until(lambda role=role: not self._processes(role), 60, f"a {role} does not end when it is told to")  # type: ignore[misc]
-        self._look_after_orphans()
+        # The last launcher of a host may have been killed before it ended what another one with a killed helper had left.
+        self._until(lambda: not self._processes("helper"), 20, "a helper does not end without its launcher")
+        self._look_after_orphans(pause_s=0)
         for number in range(6):
             launcher = self.start(
                 self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "4"),

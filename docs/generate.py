@@ -32,6 +32,7 @@ KINDS = {
     "integer": "integer",
     "label": "text of one line",
     "minutes": "minutes",
+    "key": "text, or none",
     "object": "JSON object",
     "path": "path",
     "place": "path or URL",

@@ -161,6 +161,7 @@ class Job(SiteRecord, WithAttempts):
     cpu_affinity: str = column("cpu_affinity")
     mpi_flags: str = column("mpi_flags")
     restart_limit: int = column("restart_limit")
+    unique_key: str | None = column("unique_key", when=AT_CREATION)
     max_retries: int = column("max_retries")
     retry_codes: str = column("retry_codes")
     input_files: str = column("input_files")
@@ -338,15 +339,19 @@ class JobManager(Manager[Job]):
     def __init__(self) -> None:
         super().__init__(Job, JobQuery)
 
-    def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False) -> list[Job]:
+    def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False, on_duplicate: str = "refuse") -> list[Job]:
         """Add many jobs; return new objects in the same order, and leave the given ones unchanged.
 
         `allow_shared_workdir` lets them use the workdir of another job that has not ended. At each site all or
         none, in one write transaction. If the jobs go to several sites, each of them checks its jobs before the first one is
         written to; if a later one still refuses, the error lists the jobs that were created before.
 
+        A job whose `unique_key` is that of a job of its site raises DuplicateKey. With `on_duplicate="skip"` that job is
+        returned in its place, and nothing is added for it.
+
         Raises:
-            TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
+            TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob, DuplicateKey: with the number of
+            the job.
         """
         import_guard.check_writable()
         collected.refuse("Adding jobs by balsam_lite.api")
@@ -354,7 +359,7 @@ class JobManager(Manager[Job]):
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
             fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
-            for handle, places, created in site_handle.create_jobs(_by_site(jobs, fields)):
+            for handle, places, created in site_handle.create_jobs(_by_site(jobs, fields), on_duplicate):
                 for place, row in zip(places, created):
                     made[place] = Job._of(row, handle)
         return made

@@ -369,7 +369,9 @@ class JobsOfSite(NamedTuple):
     places: list[int]  # the position of each in the user's list, from 0
 
 
-def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle, list[int], list[dict[str, Any]]]]:
+def create_jobs(
+    jobs: dict[SiteHandle, JobsOfSite], on_duplicate: str
+) -> Iterator[tuple[SiteHandle, list[int], list[dict[str, Any]]]]:
     """Create jobs at each site in turn; at each site all or none. Yield the positions of the created jobs, and the rows.
 
     With several sites, all must accept all of their jobs before the first one is written to. `jobs` is emptied on the way,
@@ -387,7 +389,7 @@ def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle
         handle = next(iter(jobs))
         rows, places = jobs.pop(handle)
         try:
-            created = handle.interface.create("job", rows)
+            created = handle.interface.create("job", rows, on_duplicate)
         except BalsamError as exc:
             if are_several:
                 _say_which(exc, handle, places)

@@ -120,6 +120,10 @@ class DuplicateJobId(InputError):
     """A job with that id, or with the same first 8 characters, exists already."""
 
 
+class DuplicateKey(InputError):
+    """A job with that unique_key exists already."""
+
+
 class DuplicateApp(InputError):
     """An application with that name exists already."""
 

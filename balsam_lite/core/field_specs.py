@@ -27,6 +27,7 @@ class Field(NamedTuple):
     default: Any
     settable: bool = True  # by users; others belong to the store
     meaning: str = ""  # for the documentation
+    is_fixed: bool = False  # set when the job is added, and never changed
 
 
 JOB_FIELDS = (
@@ -85,6 +86,8 @@ JOB_FIELDS = (
     # Since schema version 6.
     Field("keep_background", "flag", 0, meaning="Whether background processes go on after the run"),
     Field("launcher_deaths", "count0", 0, settable=False, meaning="Launchers that died while the job ran"),
+    # Since schema version 8.
+    Field("unique_key", "key", None, meaning="Text that only one job of the DB may have, set when it is added", is_fixed=True),
 )
 
 APP_FIELDS = (
@@ -128,6 +131,7 @@ _MAX_INTEGER = 2**53
 #: Minimum of an amount that is not zero. A smaller share of a GPU is not useful, and could not be counted.
 _MIN_AMOUNT = 0.001
 _MAX_TEXT = 1_000_000
+_MAX_KEY = 1000
 _MAX_NAME = 255  # bytes, of one component of a path
 _MAX_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a part
 
@@ -496,6 +500,15 @@ def _state(value: Any) -> str:
     return states.check_state(value)
 
 
+def _key(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    text = _text(value)
+    if len(text) > _MAX_KEY:
+        raise ValueError(f"must not be longer than {_MAX_KEY} characters, it has {len(text)}: {text[:40]!r}…")
+    return text
+
+
 def _id(value: Any) -> int | None:
     return None if value is None else _integer(value)
 
@@ -504,6 +517,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": _text, "label": _label, "command": _command, "path": _path, "place": _place, "integer": _integer, "count": _count,
     "count0": partial(_count, least=0), "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object,
     "tags": _tags, "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
+    "key": _key,
 }  # fmt: skip
 
 #: Kinds whose stored form is JSON text; records return them as dicts.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from ..core import import_guard
@@ -20,12 +21,42 @@ if TYPE_CHECKING:
 JobRef = Union[int, str]
 
 
+class Skipped(NamedTuple):
+    """The jobs of a batch that were not added, because there is one with their unique_key already."""
+
+    positions: Sequence[int] = ()  # in the batch, in order
+    owners: Sequence[int] = ()  # the job with that key: its number, or -1 - its position in the batch
+
+    def __bool__(self) -> bool:
+        return bool(self.positions)
+
+
 class Added(NamedTuple):
     """The jobs that were added: `number` of them, with the ids from `first` on."""
 
     first: int
     number: int
     renamed: dict[int, str] = {}  # id -> UUID, of those whose drawn UUID had a short id that was taken
+    skipped: Skipped = Skipped()
+
+    def id_of(self, position: int) -> int:
+        """Return the id of the job at that position of the batch; of a skipped one, that of the job with its unique_key."""
+        positions, owners = self.skipped
+        place = bisect_left(positions, position)
+        if place == len(positions) or positions[place] != position:
+            return self.first + position - place
+        return owners[place] if owners[place] > 0 else self.id_of(-1 - owners[place])
+
+    @property
+    def skipped_ids(self) -> list[int]:
+        """Return the ids of the jobs in whose place none was added, one for each that was skipped."""
+        return [self.id_of(position) for position in self.skipped.positions]
+
+    def is_new(self, position: int) -> bool:
+        """Return whether the job at that position of the batch was added."""
+        positions = self.skipped.positions
+        place = bisect_left(positions, position)
+        return place == len(positions) or positions[place] != position
 
     @property
     def ids(self) -> range:

@@ -40,7 +40,7 @@ from .manager import JobSource, QuerySet, active, use
 from .query import queries, runs, text_forms
 from .query.runs import WithAttempts
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
-from .store import graph, held_back, insert, job_changes, user_actions
+from .store import graph, held_back, insert, job_changes, unique_keys, user_actions
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -64,7 +64,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 class JobSet(QuerySet):
     """A query set of jobs."""
 
-    def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]], allow_shared_workdir: bool = False) -> JobSet:
+    #: After `bulk_create(on_duplicate="skip")`: the jobs that exist already, in the place of which none was added.
+    skipped: Sequence[int] = ()
+
+    def bulk_create(
+        self,
+        jobs: Iterable[BalsamJob | Mapping[str, Any]],
+        allow_shared_workdir: bool = False,
+        on_duplicate: str = unique_keys.REFUSE,
+    ) -> JobSet:
         """Add BalsamJob objects or dicts of fields, from any iterable, in constant memory and one write transaction.
 
         All of them or none, with their dependencies: a whole graph can be one call. Objects know their `id` afterwards. A
@@ -73,22 +81,29 @@ class JobSet(QuerySet):
         UUID, those of the same batch by object, UUID or `dag.Position(n)`, counted from 0. The iterable is used up before the
         transaction begins. Returns a query set of the new jobs, in the order in which they came.
 
+        A job whose `unique_key` is that of a job in the DB, or of an earlier one of `jobs`, raises DuplicateKey. With
+        `on_duplicate="skip"` it is left out, its object becomes that job, and jobs of the batch that depend on it depend on
+        that job. `skipped` of the returned set has the numbers of those jobs, one for each that was left out.
+
         Raises:
-            UnknownField, InvalidSpec, UnknownJob, DependencyCycle (with the number of the job, counted from 1); UnknownApp.
+            UnknownField, InvalidSpec, UnknownJob, DependencyCycle, DuplicateKey (with the number of the job, counted from 1);
+            UnknownApp.
         """
         if allow_shared_workdir:
             jobs = ({**job, "allow_shared_workdir": True} if isinstance(job, Mapping) else job for job in jobs)
+        unique_keys.check_mode(on_duplicate)
         block = collected.current()
         if block is not None:
+            if on_duplicate != unique_keys.REFUSE:
+                collected.refuse("bulk_create(on_duplicate=…)")
             return self._collect(block, jobs)
         batch = Batch(self.database)
-        batch.added = insert.add_jobs(batch.database, _rows_of(jobs, batch))
+        batch.added = added = insert.add_jobs(batch.database, _rows_of(jobs, batch), on_duplicate=on_duplicate)
         held_back.move_on(batch.database)
-        if not batch.added.number:
-            return self.using(batch.database).none()
-        first, last = batch.added.first, batch.added.first + batch.added.number - 1
         whole = type(self)(self.model, batch.database)
-        return whole.filter(id__range=(first, last))
+        made = whole.filter(id__range=(added.first, added.first + added.number - 1)) if added.number else whole.none()
+        made.skipped = added.skipped_ids
+        return made
 
     def _collect(self, block: collected.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
         """Collect the jobs for the end of a `dag.transaction`; all of them or none."""
@@ -236,6 +251,7 @@ class BalsamJob(StoredRecord, WithAttempts):
         told_to_stop: int | None
         keep_background: bool
         launcher_deaths: int
+        unique_key: str | None
         created: int
         origin: str
     else:
@@ -286,28 +302,37 @@ class BalsamJob(StoredRecord, WithAttempts):
         self._batch = None
         group, place = batch
         assert group.added is not None
-        number = group.added.first + place
+        number = group.added.id_of(place)
         self._database = group.database
+        if not group.added.is_new(place):  # the object of the job with its unique_key, then
+            with group.database.read() as cx:
+                found = queries.columns_of(cx, [number], ("job_id",)).get(number)
+            self._row, self._changed, self._live = {"id": number, **({"job_id": found[0]} if found else {})}, {}, {}
+            self._follow()
+            return
         if not group.is_block:
             self._saved({**self._changed, **self._live})
         kept = {} if self._parents or group.is_block else {"state": states.CREATED}
         self._row = {**self._row, **kept, "id": number, "job_id": group.added.renamed.get(number, self._row["job_id"])}
 
-    def save(self) -> None:
+    def save(self, on_duplicate: str = unique_keys.REFUSE) -> None:
         """Add a new job to the DB, or write the fields that were changed since it was read, edits in a dict included.
 
         Where others have changed another key of the same dict meanwhile, both changes stay. One write transaction;
-        none if nothing was changed.
+        none if nothing was changed. With `on_duplicate="skip"` a new job whose `unique_key` exists already becomes the object
+        of the job with that key, and nothing is added.
 
         Raises:
-            InvalidSpec, UnknownApp; UnknownJob: the job is gone. StateError: `state` was assigned; only `update_state`
-            and `objects.update` change it, because a state has a history and children.
+            InvalidSpec, UnknownApp; UnknownJob: the job is gone. DuplicateKey. StateError: `state` was assigned; only
+            `update_state` and `objects.update` change it, because a state has a history and children.
         """
         block = collected.current()
         if self.id is None:
             if block is None:
-                self._add()
+                self._add(on_duplicate)
             else:
+                if on_duplicate != unique_keys.REFUSE:
+                    collected.refuse("save(on_duplicate=…)")
                 self._draw_free_id(block)
                 self._collect(block, self._db)
             return
@@ -363,19 +388,19 @@ class BalsamJob(StoredRecord, WithAttempts):
         self._saved({**self._changed, **self._live})
         return job_id
 
-    def _add(self) -> None:
+    def _add(self, on_duplicate: str) -> None:
         batch = Batch(self._db)
         try:
             row = self._row_for(batch, 0)
             with held_back.graph_write(batch.database) as (_, held_until):
                 start_after = held_until if self._may_get_parents and not self._parents else None
-                batch.added = insert.add_jobs(batch.database, [row], start_after=start_after)
+                batch.added = insert.add_jobs(batch.database, [row], start_after=start_after, on_duplicate=on_duplicate)
         except BalsamError as exc:
             if isinstance(exc.__cause__, BalsamError):  # without the number of the job, where there is only one
                 raise exc.__cause__ from None
             raise
         self._settle()
-        if start_after is not None:
+        if start_after is not None and batch.added.number:
             held_back.hold(self._db, self._number(), SystemClock.now_us())
         self._follow()
 
@@ -685,10 +710,12 @@ class BalsamJob(StoredRecord, WithAttempts):
         return made
 
     def _copy(self, changes: Mapping[str, Any]) -> BalsamJob:
-        """Return a new job with what users may set of this one, its working directory excepted, and `changes` over that."""
+        """Return a new job with what users may set of this one, but its working directory and key, and `changes` over that."""
         changed = self._by_field(changes)
         row = self._stored_row()
-        copied = [field for field in field_specs.JOB_FIELDS if field.settable and field.name != "user_workdir"]
+        copied = [
+            field for field in field_specs.JOB_FIELDS if field.settable and not field.is_fixed and field.name != "user_workdir"
+        ]
         kept = {field.name: row[field.name] for field in copied if row[field.name] != field.default}
         made = type(self)(**{**kept, **changed})
         made._database = self._db

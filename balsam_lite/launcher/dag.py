@@ -74,6 +74,7 @@ def add_job(
     save: bool = True,
     *,
     parents: Iterable[JobLike] = (),
+    on_duplicate: str = "refuse",
     **fields: Any,
 ) -> BalsamJob:
     """Add a job with its dependencies on `parents`, in one write transaction, and return it.
@@ -89,8 +90,11 @@ def add_job(
     A job that a running job adds shares the reservation of that job, unless `queued_launch_id` is given. For many jobs at
     once `BalsamJob.objects.bulk_create` is a hundred times faster.
 
+    Two jobs cannot have the same `unique_key`. With `on_duplicate="skip"` the job that has it already is returned.
+
     Raises:
-        UnknownField (a ValueError; names the nearest one), InvalidSpec, UnknownApp; UnknownJob: a parent does not exist.
+        UnknownField (a ValueError; names the nearest one), InvalidSpec, UnknownApp, DuplicateKey; UnknownJob: a parent does
+        not exist.
     """
     from ..core import field_specs
     from ..db import models
@@ -115,7 +119,7 @@ def add_job(
         job._database = database
         job._may_get_parents = job.wait_for_parents
         if save:
-            job.save()
+            job.save(on_duplicate)
     return job
 
 

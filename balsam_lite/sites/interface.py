@@ -146,14 +146,15 @@ class SiteInterface(Protocol):
             UnknownField, InvalidSpec, InvalidStateError.
         """
 
-    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
+    def create(self, kind: str, rows: Sequence[Row], on_duplicate: str = "refuse") -> list[Row]:
         """Add jobs, applications or batch jobs; all or none. Return them as stored, in order.
 
         The row of a job may omit fields that none of the jobs sets and that therefore keep their defaults. A batch job is
-        submitted at once. An existing app of that name is changed.
+        submitted at once. An existing app of that name is changed. With `on_duplicate="skip"` the job that has the unique_key
+        of a row already is returned in its place.
 
         Raises:
-            UnknownField, InvalidSpec (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
+            UnknownField, InvalidSpec, DuplicateKey (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
         """
 
     def check_jobs(self, rows: Sequence[Row]) -> None:

@@ -20,7 +20,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
-from ..db.store import graph, insert, job_changes, large_writes, pieces, trash, user_actions
+from ..db.store import graph, insert, job_changes, large_writes, pieces, trash, unique_keys, user_actions
 from ..db.store.transitions import with_payload
 from . import workdirs
 from .interface import Row
@@ -277,16 +277,21 @@ def _parents(value: Any) -> list[int]:
     return sorted(value)
 
 
-def create(db: Database, rows: Sequence[Row]) -> list[Row]:
-    """Add jobs. Return them as stored, in order.
+def create(db: Database, rows: Sequence[Row], on_duplicate: str = unique_keys.REFUSE) -> list[Row]:
+    """Add jobs. Return them as stored, in order; with `on_duplicate="skip"` also those that have the key of a row already.
 
     Raises:
-        UnknownField, InvalidSpec, UnknownApp, UnknownJob: with the number of the row if there are several rows.
+        UnknownField, InvalidSpec, UnknownApp, UnknownJob, DuplicateKey: with the number of the row if there are several rows.
     """
     with _numbered_if_several(rows):
-        added = insert.add_jobs(db, _checked(db, rows))
+        added = insert.add_jobs(db, _checked(db, rows), on_duplicate=on_duplicate)
+    fields = {name for row in rows for name in row}
     with db.read() as cx:
-        return select.new_jobs(cx, added.first, added.first + added.number - 1, {name for row in rows for name in row})
+        made = select.new_jobs(cx, added.first, added.first + added.number - 1, fields) if added.number else []
+        if not added.skipped:
+            return made
+        known = {row["id"]: row for row in (*made, *select.jobs(cx, {"id": added.skipped_ids}))}
+    return [known[added.id_of(position)] for position in range(len(rows))]
 
 
 def check(db: Database, rows: Sequence[Row]) -> None:

@@ -217,9 +217,10 @@ class LocalSite:
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
+    def create(self, kind: str, rows: Sequence[Row], on_duplicate: str = "refuse") -> list[Row]:
         """Add rows; all or none."""
-        made: list[Row] = _keeper(kind).create(self.database, rows) if rows else []
+        options = (on_duplicate,) if kind == "job" else ()
+        made: list[Row] = _keeper(kind).create(self.database, rows, *options) if rows else []
         return made
 
     def check_jobs(self, rows: Sequence[Row]) -> None:

@@ -323,7 +323,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT '{}'",
     ),
     # 7 -> 8
-    (),
+    (
+        "ALTER TABLE job ADD COLUMN unique_key TEXT",
+        "CREATE UNIQUE INDEX job_unique_key ON job (unique_key) WHERE unique_key IS NOT NULL",
+        "ALTER TABLE large_write ADD COLUMN has_keys INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 
 

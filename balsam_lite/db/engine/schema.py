@@ -69,6 +69,8 @@ OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 UNSETTLED = f"lease IS NULL AND launcher_deaths < {SUSPECT_DEATHS} AND state IN ({sql_list(states.UNSETTLED_STATES)})"
 #: A job whose name could also be a number or a prefix of an id.
 HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
+#: A job that no other job may equal in its key.
+HAS_KEY = "unique_key IS NOT NULL"
 #: A job that is FAILED; its `failure` is the number of the cause.
 FAILED_FOR_CAUSE = "failure IS NOT NULL"
 #: A job that is planned for a launch.
@@ -93,7 +95,7 @@ def visible(number: str = "job.id") -> str:
 VISIBLE = visible()
 
 #: Changes of many jobs, and the parts still to do; see `store.pieces`. `first` and `last` of a part bound the numbers in its
-#: list `jobs`; those of an insert bound the numbers of its jobs, which are hidden.
+#: list `jobs`; those of an insert bound the numbers of its jobs, which are hidden. `has_keys`: some of these have a unique_key.
 LARGE_WRITES = (
     """CREATE TABLE large_write (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -106,7 +108,8 @@ LARGE_WRITES = (
     done INTEGER NOT NULL DEFAULT 0,
     counted TEXT NOT NULL DEFAULT '{}',
     first INTEGER NOT NULL DEFAULT 0,
-    last INTEGER NOT NULL DEFAULT 0
+    last INTEGER NOT NULL DEFAULT 0,
+    has_keys INTEGER NOT NULL DEFAULT 0
 )""",
     """CREATE TABLE large_write_part (
     id INTEGER PRIMARY KEY,
@@ -119,12 +122,16 @@ LARGE_WRITES = (
 )""",
 )
 
+#: `failure`, which is no field, is a column since version 7: ALTER TABLE puts later fields after it.
+_FIELDS_OF_VERSION_6, _LATER_FIELDS = field_specs.JOB_FIELDS[:-1], field_specs.JOB_FIELDS[-1:]
+
 TABLES = (
     f"""CREATE TABLE job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL,
-{_columns(field_specs.JOB_FIELDS)},
-    failure INTEGER
+{_columns(_FIELDS_OF_VERSION_6)},
+    failure INTEGER,
+{_columns(_LATER_FIELDS)}
 )""",
     f"""CREATE TABLE app (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -301,6 +308,8 @@ INDEXES = (
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
     # the held-back jobs whose time has come, and the next time at which one is due.
     f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",
+    # the job with a unique_key.
+    f"CREATE UNIQUE INDEX job_unique_key ON job (unique_key) WHERE {HAS_KEY}",
     # jobs that share a working directory.
     f"CREATE INDEX job_own_workdir ON job (workdir) WHERE {OWN_WORKDIR}",
     # whether a word that could be an id is also the name of a job.

@@ -14,6 +14,7 @@ import os
 import re
 import sqlite3
 import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
@@ -34,12 +35,12 @@ from ...core.errors import (
     UnknownJob,
 )
 from .. import collected
-from ..collected import Added
+from ..collected import Added, Skipped
 from ..engine.connection import Database
 from ..engine.filesystem import failure
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
-from . import counters, graph, large_writes, pieces, transitions
+from . import counters, graph, large_writes, pieces, transitions, unique_keys
 from .large_writes import Progress
 from .tags import Tagger
 
@@ -47,6 +48,7 @@ from .tags import Tagger
 _CHUNK = 5000
 #: Bytes of the number that gives the length of such a piece.
 _LENGTH = 8
+_KEY = "unique_key"
 
 
 class Position(NamedTuple):
@@ -68,6 +70,7 @@ class _Chunk(NamedTuple):
     claimed: list[int]  # positions in `rows` of jobs whose working directory, which was given, must not be another job's
     number: int  # of the first row, counted from 1 over all chunks
     ids_are_given: bool  # by the user
+    given_numbers: tuple[int, ...] = ()  # of the rows, counted over all jobs of the batch; (): as by `number`
 
     @property
     def counts(self) -> Counter[tuple[str, str]]:
@@ -80,7 +83,22 @@ class _Chunk(NamedTuple):
     def part(self, start: int, stop: int) -> _Chunk:
         """Return the chunk of some of its rows."""
         claimed = [place - start for place in self.claimed if start <= place < stop]
-        return self._replace(rows=self.rows[start:stop], claimed=claimed, number=self.number + start)
+        numbers = self.given_numbers[start:stop]
+        return self._replace(rows=self.rows[start:stop], claimed=claimed, number=self.number + start, given_numbers=numbers)
+
+    def without(self, skipped: Skipped) -> _Chunk:
+        """Return the chunk without the rows of skipped jobs; `number` counts the others."""
+        first = self.number - 1
+        start, stop = (bisect_left(skipped.positions, place) for place in (first, first + len(self.rows)))
+        left_out = {place - first for place in skipped.positions[start:stop]}
+        kept = [place for place in range(len(self.rows)) if place not in left_out]
+        claimed = [new for new, place in enumerate(kept) if place in {*self.claimed}] if self.claimed else []
+        rows, numbers = [self.rows[place] for place in kept], tuple(self.number + place for place in kept)
+        return self._replace(rows=rows, claimed=claimed, number=self.number - start, given_numbers=numbers)
+
+    def given_number(self, place: int) -> int:
+        """Return the number of a row, as the user counts the jobs."""
+        return self.given_numbers[place] if self.given_numbers else self.number + place
 
 
 def add_jobs(
@@ -89,6 +107,7 @@ def add_jobs(
     progress: Progress | None = None,
     dependencies: Iterable[tuple[Ref, Ref]] = (),
     start_after: int | None = None,
+    on_duplicate: str = unique_keys.REFUSE,
 ) -> Added:
     """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); missing fields take their defaults.
 
@@ -102,12 +121,15 @@ def add_jobs(
         progress: called with the number of jobs read or inserted since the last call.
         dependencies: (parent, child) pairs to be added after the jobs; the children are jobs that exist already.
         start_after: hold the jobs back until then, in microseconds; see `held_back`.
+        on_duplicate: "skip" leaves out jobs whose `unique_key` is that of a job in the DB, or of an earlier one of `jobs`. The
+            job with that key takes their place as a parent; its own parents stay as they are. "refuse" raises DuplicateKey.
 
     Raises:
         UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp.
-        DuplicateJobId: a `given_id`, or its first 8 characters, is that of another job. For
+        DuplicateJobId: a `given_id`, or its first 8 characters, is that of another job. DuplicateKey. For
         `dependencies` as `graph.add_dependencies`. Nothing is added.
     """
+    unique_keys.check_mode(on_duplicate)
     with _Spool() as spool:
         for chunk in _checked(jobs, progress, spool.parents, start_after):
             spool.put(chunk)
@@ -117,10 +139,11 @@ def add_jobs(
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
-            return Insertion(db, spool, edges, progress).carry_out()
-        with pieces.few(db) as cx:
+            return Insertion(db, spool, edges, progress, on_duplicate).carry_out()
+        with unique_keys.when_free(db, spool.has_keys) as cx:
             _check_apps(cx, spool.applications)
-            return _insert(cx, spool, edges, progress)
+            spool.skip(db, on_duplicate)
+            return _insert(cx, spool, edges.of_new(spool.skipped), progress)
 
 
 def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
@@ -235,6 +258,8 @@ class _Spool:
         self.parents: list[tuple[Ref, int]] = []  # and the position of the child
         self.applications: set[str] = set()
         self.has_claims = False  # whether a chunk has `claimed` ones
+        self.has_keys = False  # whether a job has a unique_key
+        self.skipped = Skipped()
         self._in_memory: list[_Chunk] = []
         self._file: IO[bytes] | None = None
 
@@ -248,6 +273,9 @@ class _Spool:
     def put(self, chunk: _Chunk) -> None:
         self.rows += len(chunk.rows)
         self.has_claims = self.has_claims or bool(chunk.claimed)
+        if _KEY in chunk.columns:
+            place = chunk.columns.index(_KEY)
+            self.has_keys = self.has_keys or any(row[place] is not None for row in chunk.rows)
         if "application" in chunk.columns:
             position = chunk.columns.index("application")
             self.applications.update({row[position] for row in chunk.rows})
@@ -259,7 +287,7 @@ class _Spool:
         try:
             self._file = self._file or tempfile.TemporaryFile(prefix="balsam-")
             # As one block with its length before it: `marshal.load` would read the file value by value, ten times slower.
-            block = marshal.dumps(tuple(chunk))
+            block = marshal.dumps((*chunk,))
             self._file.write(len(block).to_bytes(_LENGTH, "big") + block)
         except OSError as exc:
             raise DatabaseError(
@@ -272,6 +300,28 @@ class _Spool:
             self._file.seek(0)
             while length := self._file.read(_LENGTH):
                 yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
+
+    def skip(self, db: Database, on_duplicate: str) -> None:
+        """Set `skipped`, or raise DuplicateKey; see `unique_keys.find_duplicates`."""
+        if self.has_keys:
+            self.skipped = unique_keys.find_duplicates(db, self._keyed_jobs(), on_duplicate, self.rows)
+
+    def _keyed_jobs(self) -> Iterator[list[unique_keys.KeyedJob]]:
+        for chunk in self.chunks():
+            if _KEY in chunk.columns:
+                at = chunk.columns.index(_KEY)
+                yield [(place, row[at]) for place, row in enumerate(chunk.rows, chunk.number - 1) if row[at] is not None]
+
+    def new_chunks(self) -> Iterator[_Chunk]:
+        """Yield the chunks without the jobs that are skipped."""
+        for chunk in self.chunks():
+            some = chunk.without(self.skipped) if self.skipped else chunk
+            if some.rows:
+                yield some
+
+    def added(self, first: int, renamed: dict[int, str]) -> Added:
+        """Return what is to be added, with the ids from `first` on."""
+        return Added(first, self.rows - len(self.skipped.positions), renamed, self.skipped)
 
     def refuse_names(self, words: Set[str]) -> None:
         """Raise AmbiguousJobId if one of these words, which name parents, is the name of a job of this batch."""
@@ -302,6 +352,15 @@ class _Edges(NamedTuple):
     inner: list[tuple[int, int]]  # positions in the batch
     outer: list[tuple[int | str, int]]  # a job in the DB, a position
     added: list[tuple[Ref, int | str]]  # a job in the DB or a position, a job in the DB
+
+    def of_new(self, skipped: Skipped) -> _Edges:
+        """Return the dependencies without those of skipped jobs on their parents."""
+        if not skipped:
+            return self
+        is_new = Added(0, 0, {}, skipped).is_new
+        return self._replace(
+            inner=[edge for edge in self.inner if is_new(edge[1])], outer=[edge for edge in self.outer if is_new(edge[1])]
+        )
 
 
 def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
@@ -366,20 +425,21 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
     new: Counter[tuple[str, str]] = Counter()
-    for chunk in spool.chunks():
+    for chunk in spool.new_chunks():
         first = large_writes.last_number(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
         _add_tags(tagger, chunk, first)
         new += chunk.counts
         _report(progress, len(chunk.rows))
-    added = Added(before + 1, large_writes.last_number(cx) - before, renamed)
-    if added.number != spool.rows:
-        raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
+    added = spool.added(before + 1, renamed)
+    number = large_writes.last_number(cx) - before
+    if added.number != number:
+        raise RuntimeError(f"{added.number} jobs were to be added, {number} were")
     counters.count(cx, new)
-    pairs = _pairs(edges, known, added.first)
+    pairs = _pairs(edges, known, added)
     if pairs:
         graph.add_edges(cx, pairs, SystemClock.now_us())
-    _add_to_known(cx, edges, known, added.first)
+    _add_to_known(cx, edges, known, added)
     return added
 
 
@@ -390,16 +450,21 @@ def _add_tags(tagger: Tagger, chunk: _Chunk, first: int) -> None:
         tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
 
 
-def _pairs(edges: _Edges, known: Mapping[int | str, int], first: int) -> list[tuple[int, int]]:
-    """Return the dependencies of the new jobs, by numbers; `first` is that of the first job of the batch."""
+def _pairs(edges: _Edges, known: Mapping[int | str, int], added: Added) -> list[tuple[int, int]]:
+    """Return the dependencies of the new jobs, by numbers."""
+    if added.skipped:
+        id_of = added.id_of
+        pairs = [(id_of(parent), id_of(child)) for parent, child in edges.inner]
+        return [*dict.fromkeys(pairs + [(known[parent], id_of(child)) for parent, child in edges.outer])]
+    first = added.first
     new = [(first + parent, first + child) for parent, child in edges.inner]
     return new + [(known[parent], first + child) for parent, child in edges.outer]
 
 
-def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | str, int], first: int) -> None:
+def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | str, int], added: Added) -> None:
     """Add the dependencies of jobs that were in the DB before."""
     if edges.added:
-        pairs = [(first + p.value if isinstance(p, Position) else known[p], known[child]) for p, child in edges.added]
+        pairs = [(added.id_of(p.value) if isinstance(p, Position) else known[p], known[child]) for p, child in edges.added]
         graph.add_dependencies(cx, pairs, SystemClock.now_us())
 
 
@@ -413,22 +478,42 @@ class Insertion(pieces.HiddenInsert):
     or `release` raise the errors of `add_jobs`; then `undo` removes all rows that were written.
     """
 
-    def __init__(self, db: Database, spool: _Spool, edges: _Edges, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        spool: _Spool,
+        edges: _Edges,
+        progress: Progress | None = None,
+        on_duplicate: str = unique_keys.REFUSE,
+    ) -> None:
         self._spool, self._edges, self._progress = spool, edges, progress
-        with db.read() as cx:
-            self._known = _known(cx, edges)
-            for chunk in spool.chunks() if spool.has_claims else ():
-                _refuse_shared(cx, chunk)
-        with db.write() as cx:
+        if not spool.has_keys:
+            self._look_up(db)
+        with unique_keys.when_free(db, spool.has_keys) as cx:
             _check_apps(cx, spool.applications)
-            hidden = large_writes.hide(cx, spool.rows)
+            hidden = large_writes.hide(cx, spool.rows, spool.has_keys)
         super().__init__(db, hidden)
+        if spool.has_keys:  # which no other process adds from now on
+            try:
+                spool.skip(db, on_duplicate)
+                self.skipped, self._edges = spool.skipped, edges.of_new(spool.skipped)
+                self._look_up(db)
+            except BaseException:
+                self.undo()
+                raise
+
+    def _look_up(self, db: Database) -> None:
+        """Find the parents, and raise what can be raised before anything is written."""
+        with db.read() as cx:
+            self._known = _known(cx, self._edges)
+            for chunk in self._spool.new_chunks() if self._spool.has_claims else ():
+                _refuse_shared(cx, chunk)
 
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
-        for chunk in self._spool.chunks():
+        for chunk in self._spool.new_chunks():
             for start in range(0, len(chunk.rows), pieces.INSERT_UNIT):
                 yield partial(self._add_rows, chunk.part(start, start + pieces.INSERT_UNIT))
-        new = _pairs(self._edges, self._known, self.hidden.first)
+        new = _pairs(self._edges, self._known, self.added)
         for start in range(0, len(new), pieces.INSERT_UNIT):
             yield partial(self._add_edges, new[start : start + pieces.INSERT_UNIT])
 
@@ -454,7 +539,7 @@ class Insertion(pieces.HiddenInsert):
     def _complete(self, cx: sqlite3.Connection) -> None:
         _check_apps(cx, self._spool.applications)
         counters.count(cx, large_writes.unhide(cx, self.hidden))
-        _add_to_known(cx, self._edges, self._known, self.hidden.first)
+        _add_to_known(cx, self._edges, self._known, self.added)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------
@@ -479,12 +564,14 @@ def _refuse_shared(cx: sqlite3.Connection, chunk: _Chunk) -> None:
         workdir = chunk.rows[place][1]
         other = places.setdefault(workdir, place)
         if other != place:
-            text = f"Job number {chunk.number + place}: job number {chunk.number + other} has the workdir {workdir} too."
+            numbers = chunk.given_number(place), chunk.given_number(other)
+            text = f"Job number {numbers[0]}: job number {numbers[1]} has the workdir {workdir} too."
             raise InvalidSpec(text, hint=_MAY_SHARE)
     found = workdir_in_use(cx, list(places))
     if found:
         cause = InvalidSpec(found[1], hint=_MAY_SHARE)
-        raise InvalidSpec(f"Job number {chunk.number + places[found[0]]}: {cause.message}", hint=cause.hint) from cause
+        number = chunk.given_number(places[found[0]])
+        raise InvalidSpec(f"Job number {number}: {cause.message}", hint=cause.hint) from cause
 
 
 def workdir_in_use(cx: sqlite3.Connection, workdirs: Sequence[str], but: int = 0) -> tuple[str, str] | None:
@@ -533,7 +620,7 @@ def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk, first: int | None = None
     Return the UUIDs that replace drawn ones, by the row's position.
 
     Raises:
-        DuplicateJobId: the short id of a given one is taken. InvalidSpec: a workdir that was given is taken.
+        DuplicateJobId: the short id of a given one is taken. InvalidSpec: a workdir that was given is taken. DuplicateKey.
     """
     if chunk.claimed:
         _refuse_shared(cx, chunk)
@@ -549,6 +636,9 @@ def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk, first: int | None = None
             cx.executemany(sql, given)
             return renamed
         except sqlite3.IntegrityError as exc:
+            if _KEY in str(exc):
+                row = rows[len(rows) - length_hint(given) - 1]
+                raise unique_keys.taken(cx, row[columns.index(_KEY)]) from exc
             if "job_short_id" not in str(exc):
                 raise InvalidSpec(f"The job cannot be stored: {exc}") from exc
             done = len(rows) - length_hint(given)  # SQLite has refused the last one that it was given

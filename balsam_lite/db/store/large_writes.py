@@ -154,16 +154,16 @@ def last_number(cx: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def hide(cx: sqlite3.Connection, jobs: int) -> HiddenRange:
-    """Reserve the numbers of new jobs for this process, and hide them."""
+def hide(cx: sqlite3.Connection, jobs: int, has_keys: bool = False) -> HiddenRange:
+    """Reserve the numbers of new jobs, some with a unique_key or none, for this process, and hide them."""
     first = last_number(cx) + 1
     last = first + jobs - 1
     if not cx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'job'", (last,)).rowcount:
         cx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job', ?)", (last,))
     write = cx.execute(
-        """INSERT INTO large_write (host, pid_namespace, pid, started, touched, total, first, last)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
-        (*Holder.current(), SystemClock.now_us(), jobs, first, last),
+        """INSERT INTO large_write (host, pid_namespace, pid, started, touched, total, first, last, has_keys)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (*Holder.current(), SystemClock.now_us(), jobs, first, last, has_keys),
     ).lastrowid
     assert write is not None
     return HiddenRange(write, first, last)

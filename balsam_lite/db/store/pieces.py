@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 from ...core.clock import SECOND_US, SystemClock
 from ...core.errors import BalsamError
 from ...core.process_table import Holder
-from ..collected import Added
+from ..collected import Added, Skipped
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
 from . import actions, job_changes, large_writes, reversal
@@ -129,6 +129,7 @@ class HiddenInsert(ABC):
     def __init__(self, db: Database, hidden: large_writes.HiddenRange) -> None:
         self._db, self.hidden = db, hidden
         self.renamed: dict[int, str] = {}  # see `Added`
+        self.skipped = Skipped()
         self._written = 0  # jobs
         self._commit_s = 0.0  # what the last commit took; on a slow disk more than all else
         self._units = self._all_units()
@@ -178,7 +179,13 @@ class HiddenInsert(ABC):
             large_writes.touch(cx, self.hidden.write, self._written)
             self._complete(cx)
         failpoint("after-piece")
-        return Added(self.hidden.first, self.hidden.last - self.hidden.first + 1, self.renamed)
+        return self.added
+
+    @property
+    def added(self) -> Added:
+        """Return the jobs that it adds. Numbers at the end of the hidden range are not used if jobs are skipped."""
+        jobs = self.hidden.last - self.hidden.first + 1 - len(self.skipped.positions)
+        return Added(self.hidden.first, jobs, self.renamed, self.skipped)
 
     def undo(self) -> None:
         """Remove the rows that were written; if that fails, leave this to the next command or launcher."""

@@ -18,7 +18,7 @@ from typing import Any
 from ...core import states
 from ...core.clock import SECOND_US, SystemClock
 from ..engine.connection import Database
-from ..engine.schema import LARGE_WRITE_HOLD
+from ..engine.schema import HAS_KEY, LARGE_WRITE_HOLD
 from . import actions, counters, graph, large_writes, runs
 from .tags import Tagger
 from .transitions import Transition, apply, id_list
@@ -116,18 +116,17 @@ def empty(cx: sqlite3.Connection) -> int:
 
 
 def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Counter[str]:
-    """Restore the jobs of a row of the trash. Return the number "taken" back, and of those in "conflict" with a present job.
+    """Restore the jobs of a row of the trash. Return the number "taken" back, and why others were not, as `conflicts` does.
 
     A job that was running becomes RESTART_READY. Nothing is done if the row is not there any more.
     """
-    found = cx.execute("SELECT content FROM trash WHERE id = ?", (row,)).fetchone()
-    if found is None:
+    tables = _tables(cx, row)
+    if not tables:
         return Counter()
-    tables = {table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0])).items()}
     cx.execute("DELETE FROM trash WHERE id = ?", (row,))
     columns, rows = tables.pop("job", ([], []))
     jobs = [dict(zip(columns, values)) for values in rows]
-    taken = _taken(cx, jobs)
+    counted, taken = _conflicts(cx, jobs)
     restored = [job for job in jobs if job["id"] not in taken]
     now = SystemClock.now_us()
     ran = [job["id"] for job in restored if job["state"] == states.RUNNING]
@@ -154,7 +153,21 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     runs.end_unseen(cx, numbers, now, runs.KILLED)
     _reconsider(cx, numbers, [pair[edges[0].index("child")] for pair in pairs], now)
     actions.count(cx, by, len(restored) + apps["taken"])
-    return apps + Counter(taken=len(restored), conflict=len(taken))
+    return apps + counted + Counter(taken=len(restored))
+
+
+def conflicts(cx: sqlite3.Connection, row: int) -> Counter[str]:
+    """Return how many jobs of a row of the trash cannot be restored, by the reasons of `undo.REASONS`."""
+    columns, rows = _tables(cx, row).get("job", ([], []))
+    return _conflicts(cx, [dict(zip(columns, values)) for values in rows])[0]
+
+
+def _tables(cx: sqlite3.Connection, row: int) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Return the content of a row of the trash: table -> columns and rows; {} if the row is not there any more."""
+    found = cx.execute("SELECT content FROM trash WHERE id = ?", (row,)).fetchone()
+    if found is None:
+        return {}
+    return {table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0])).items()}
 
 
 def _reconsider(cx: sqlite3.Connection, restored: Sequence[int], children: Sequence[int], now: int) -> None:
@@ -171,12 +184,16 @@ def _without(values: list[Any], place: int) -> list[Any]:
     return [*values[:place], *values[place + 1 :]]
 
 
-def _taken(cx: sqlite3.Connection, jobs: Sequence[dict[str, Any]]) -> set[int]:
-    """Return the jobs whose number or short id is that of a present job."""
+def _conflicts(cx: sqlite3.Connection, jobs: Sequence[dict[str, Any]]) -> tuple[Counter[str], set[int]]:
+    """Return how many jobs have the number, the short id or the unique_key of a present job, by reason, and these jobs."""
     query = "SELECT id, substr(job_id, 1, 8) FROM job WHERE substr(job_id, 1, 8) IN (SELECT value FROM json_each(?))"
     used = {short for _, short in cx.execute(query, (json.dumps([job["job_id"][:8] for job in jobs]),))}
     present = {number for (number,) in cx.execute(_PRESENT, (id_list(job["id"] for job in jobs),))}
-    return {job["id"] for job in jobs if job["id"] in present or job["job_id"][:8] in used}
+    taken = {job["id"] for job in jobs if job["id"] in present or job["job_id"][:8] in used}
+    keys = {key: job["id"] for job in jobs if (key := job.get("unique_key")) and job["id"] not in taken}
+    query = f"SELECT unique_key FROM job WHERE {HAS_KEY} AND unique_key IN (SELECT value FROM json_each(?))"
+    by_key = {keys[key] for (key,) in cx.execute(query, (json.dumps(list(keys)),))} if keys else set()
+    return +Counter(conflict=len(taken), key=len(by_key)), taken | by_key
 
 
 def _fresh(job: dict[str, Any], large_write: int, now: int) -> dict[str, Any]:

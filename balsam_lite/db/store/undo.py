@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from ...core import caller
 from ...core.errors import NotFound
 from ..engine.connection import Database
-from . import actions, large_writes, pieces, reversal
+from . import actions, large_writes, pieces, reversal, trash
 from .large_writes import Part, Progress
-from .transitions import id_list
 
 #: The reason why a job cannot be restored -> in words, after "1 job" or "5 jobs".
 REASONS = {
@@ -23,6 +22,7 @@ REASONS = {
     "changed": "changed since",
     "gone": "removed since",
     "conflict": "its id is that of a present one",
+    "key": "its unique_key is that of a job added since",
     "expired": "not in the trash any more",
 }
 
@@ -84,11 +84,9 @@ def preview(db: Database, action: Action) -> Undone:
         counted = _missing(action, edited, kept)
         for jobs in reversal.slices(edited):
             counted.update(one.reason or "taken" for one in reversal.reversals(cx, action.id, action.fields, jobs))
-        for _, jobs in kept:
-            listed = id_list(jobs)
-            present = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?))"
-            clash = int(cx.execute(present, (listed,)).fetchone()[0])
-            counted.update(taken=len(jobs) - clash, conflict=clash)
+        for row, jobs in kept:
+            clashes = trash.conflicts(cx, row)
+            counted.update(clashes + Counter(taken=len(jobs) - sum(clashes.values())))
         return _undone(counted)
 
 

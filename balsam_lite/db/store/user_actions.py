@@ -190,6 +190,11 @@ def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
 def _stored(values: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
     """Return the values as the columns hold them."""
     stored = field_specs.check_job(values)
+    for name in stored:
+        if field_specs.JOB_FIELD[name].is_fixed:
+            raise InvalidSpec(
+                f"job {name} is set when a job is added, and cannot be changed.", hint="Remove the job, and add another one."
+            )
     if workdir is not None:
         stored["workdir"] = field_specs.checked_workdir(workdir)
     if not stored:

@@ -15,6 +15,7 @@ from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
 from balsam_lite.db.query.catalogue import CATALOGUE
 from balsam_lite.db.query.fields import JOB
+from balsam_lite.db.query.views import VIEWS
 
 #: Other names of the fields of jobs.
 ALIASES = {alias: name for alias, name in {**field_specs.ALIASES, **JOB.aliases}.items() if "__" not in name}
@@ -82,6 +83,7 @@ def files() -> dict[str, str]:
         "exit_codes.txt": table(("code", "meaning"), [(f"``{code}``", text) for code, text in EXIT_CODES.items()], (10, 90)),
         "errors.txt": errors_table(),
         "reasons.txt": reasons_table(),
+        "views.txt": views_tables(),
         "states.svg": states_drawing(),
     }
 
@@ -183,6 +185,16 @@ def reasons_table() -> str:
     """Return the catalogue of reasons, with the names of the values that their sentences have."""
     rows = [(f"``{code}``", *(re.sub(r"\{(\w+)[^}]*\}", _value, text) for text in kind)) for code, kind in CATALOGUE.items()]
     return table(("code", "reason", "what to do"), rows, (18, 42, 40))
+
+
+def views_tables() -> str:
+    """Return a section for each view, with its columns."""
+    parts = []
+    for view in VIEWS:
+        rows = [(f"``{column.name}``", column.description) for column in view.columns]
+        columns = table(("column", "meaning"), rows, (25, 75))
+        parts.append(f"{view.name}\n{'-' * len(view.name)}\n\n{view.meaning[0].upper()}{view.meaning[1:]}.\n\n{columns}")
+    return "\n".join(parts)
 
 
 def _value(found: re.Match[str]) -> str:

@@ -149,16 +149,23 @@ _OPTIONS = (
         metavar="FILE",
         help="File to write; its suffix names the format. -: stdout.",
     ),
-    option("--columns", metavar="NAME,...", help="Print these keys of the JSON objects only, in this order."),
     option("--wide", cls=LaterOption, is_flag=True, help="Print whole cells and all columns, however wide the terminal is."),
 )
 
 
-def output_options(command: _Function) -> _Function:
-    """Give a command the options of every listing; `Look.of` reads their values."""
+_COLUMNS = option("--columns", metavar="NAME,...", help="Print these keys of the JSON objects only, in this order.")
+
+
+def format_options(command: _Function) -> _Function:
+    """Give a command the options that set format, file and width; `Look.of_format` reads their values."""
     for decorate in reversed(_OPTIONS):
         command = decorate(command)
     return command
+
+
+def output_options(command: _Function) -> _Function:
+    """Give a command the options of every listing; `Look.of` reads their values."""
+    return _COLUMNS(format_options(command))
 
 
 #: The formats that print all keys.
@@ -203,6 +210,13 @@ class Look(NamedTuple):
         usual = kind.keys if is_whole or (verbose and not history) else kind.table
         form = form or ("table" if names else verbose_form if verbose else "")
         return cls(form, names or usual, bool(names), is_whole, is_wide, path)
+
+    @classmethod
+    def of_format(cls, options: dict[str, Any]) -> Look:
+        """Take the values of `format_options` out of a command's options. Raises as `of`, but for columns."""
+        is_wide = options.pop("wide")
+        form, path = chosen_format(options)
+        return cls(form, (), False, form in _WHOLE, is_wide, path)
 
 
 def chosen_format(options: dict[str, Any]) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,44 +168,40 @@ def _pyarrow() -> Any:
 _KINDS = {bool: "flag", int: "integer", float: "number", str: "text"}
 
 
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z").fullmatch
+
+
 def _write_parquet(columns: Sequence[str], rows: Iterable[Values], path: str, times: Iterable[str]) -> int:
     """Write a Parquet file with the types that the values have: a column of several kinds as text, numbers as such.
 
     Args:
-        times: columns with times as text of ISO 8601, which become timestamps in UTC.
+        columns: no name twice. times: columns that become timestamps in UTC if all their values are times in ISO 8601.
     """
     import marshal
     import tempfile
 
     arrow = _pyarrow()
     kinds: list[set[type]] = [set() for _ in columns]
+    known = set(times)
     number = 0
     source = iter(rows)
     with tempfile.TemporaryFile(prefix="balsam-", dir=os.path.dirname(path) or ".") as kept:
         while some := list(islice(source, _ROW_GROUP)):
             blocks = [list(column) for column in zip(*some)]
-            for found, column in zip(kinds, blocks):
+            for name, found, column in zip(columns, kinds, blocks):
                 found.update(map(type, column))
+                if name in known and not all(value is None or _ISO_TIME(str(value)) for value in column):
+                    known.discard(name)
             marshal.dump(blocks, kept)
             number += len(some)
         kept.seek(0)
-        known = set(times)
-        names = _unique(columns)
         types = [_type_of(arrow, name in known, found) for name, found in zip(columns, kinds)]
-        schema = arrow.schema(list(zip(names, types)))
+        schema = arrow.schema(list(zip(columns, types)))
         with arrow.parquet.ParquetWriter(path, schema) as writer:
             for _ in range(0, number, _ROW_GROUP):
-                arrays = [_array(arrow, *about) for about in zip(names, types, marshal.load(kept))]
+                arrays = [_array(arrow, *about) for about in zip(columns, types, marshal.load(kept))]
                 writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     return number
-
-
-def _unique(columns: Sequence[str]) -> list[str]:
-    """Return the names with a number after those that came before."""
-    found: list[str] = []
-    for name in columns:
-        found.append(next(new for new in (name, *(f"{name}_{n}" for n in range(2, len(columns) + 2))) if new not in found))
-    return found
 
 
 def _type_of(arrow: Any, is_time: bool, found: set[type]) -> Any:

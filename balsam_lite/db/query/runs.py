@@ -155,14 +155,13 @@ def _of_last_run(expression: str) -> str:
 
 
 LEASE = _of_last_run("run.lease")
+#: How long the row of `run` ran, in seconds; NULL if that is unknown.
+RUNTIME_S = f"CASE WHEN run.cause NOT IN ({sql_list(_UNSEEN)}) THEN (run.ended - run.started) / {SECOND_US}.0 END"
 #: Name -> (expression of SQL, kind as in `fields.Column`) of what is known of a job's last run.
 OF_JOB = {
     "started": (_of_last_run("run.started"), "time"),
     "ended": (_of_last_run("run.ended"), "time"),
-    "runtime_s": (
-        _of_last_run(f"CASE WHEN run.cause NOT IN ({sql_list(_UNSEEN)}) THEN (run.ended - run.started) / {SECOND_US}.0 END"),
-        "amount",
-    ),
+    "runtime_s": (_of_last_run(RUNTIME_S), "amount"),
     "node": (f"ifnull({_of_last_run('run.nodes')}, '')", "text"),
     "max_memory_bytes": (_of_last_run("run.max_memory"), "count0"),
 }

@@ -137,9 +137,9 @@ def start_module(module: str, link: int) -> Module:
     return process
 
 
-def await_module(process: Module) -> int:
-    """Wait for the end of a module that is about to end; kill it if it does not. Return its exit code."""
-    _wait(process, 1)
+def await_module(process: Module, timeout_s: float = 1) -> int:
+    """Wait for the end of a module that is about to end; kill it if it does not within `timeout_s`. Return its exit code."""
+    _wait(process, timeout_s)
     if process.poll() is None:
         _kill(process)
     running.discard(process.pid)

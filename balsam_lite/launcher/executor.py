@@ -7,10 +7,12 @@ has succeeded or was cancelled; that of a failed call stays, so that the job can
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import itertools
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -18,10 +20,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import field_specs, import_guard, pickling, states
-from ..core.errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
+from ..core.errors import DatabaseBusy, InputError, NoDatabase, RemoteError, TaskFailed, UnknownApp
 from ..db import models
 from ..db.engine import directories
 from ..db.engine.connection import Database
@@ -29,7 +31,10 @@ from ..db.query import queries
 from ..db.store import apps, insert, user_actions
 from ..pyapps import payload, result_file, run_call
 from . import dag
-from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of, why_failed
+from .waiter import DELETED, JobStatus, Waiter, print_to_stderr, registration_of, status_of, why_failed
+
+if TYPE_CHECKING:
+    from .local_launcher import LocalLauncher
 
 APP = "balsam-call"
 WORKFLOW = "executor"
@@ -124,6 +129,9 @@ class BalsamExecutor(concurrent.futures.Executor):
         mp_context: has no effect: launchers start the processes.
         initializer, initargs: called once in each process that makes calls, before its first one.
         max_tasks_per_child: maximum number of calls in one process.
+        launcher: start a launcher on this host for the jobs of this executor, with that number of slots (True: one per core),
+            and end it with the executor, which then has a workflow that no other one has, unless one is named. Where no DB is
+            active, the executor has a temporary one, which is removed at its end.
         cwd: where calls run: in the directory of the process that submits them ("caller"), or in those of their jobs ("job");
             the latter with the field `user_workdir`, too.
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
@@ -131,7 +139,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         job_fields: other fields of the jobs (`num_nodes=`, `node_packing_count=`, `wall_time_minutes=`, …).
 
     Raises:
-        UnknownApp; UnknownField, InvalidSpec; InputError: a field that the executor fills itself.
+        UnknownApp; UnknownField, InvalidSpec; InputError: a field that the executor fills itself, a number that is none.
     """
 
     def __init__(
@@ -142,6 +150,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         initargs: tuple[Any, ...] = (),
         *,
         max_tasks_per_child: int | None = None,
+        launcher: int | bool | None = None,
         cwd: str = "caller",
         workflow: str | None = None,
         python: str = sys.executable,
@@ -156,15 +165,18 @@ class BalsamExecutor(concurrent.futures.Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         _check_count("max_tasks_per_child", max_tasks_per_child)
+        if launcher is not True:
+            _check_count("launcher", launcher)
         current = dag.current_job
-        if current is not None and "queued_launch" not in job_fields:
+        if current is not None and not launcher and "queued_launch" not in job_fields:
             job_fields.setdefault("queued_launch_id", current.queued_launch_id)
-        if workflow is None:
+        if workflow is None and launcher:
+            workflow = f"{WORKFLOW}-{os.urandom(4).hex()}"
+        elif workflow is None:
             workflow = current.workflow if current else WORKFLOW
         if application is None:
             job_fields.setdefault("input_files", "")  # results are read where they are
         field_specs.check_job({"workflow": workflow, **job_fields})
-        self.database: Database = models.active()
         self._fields = {"workflow": workflow, **job_fields}
         self._application = application
         self._python = python
@@ -172,19 +184,45 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._runs_here = cwd == "caller" and not job_fields.get("user_workdir")
         self._max_calls = max_tasks_per_child or 0
         self._initializer = b"" if initializer is None else _pickled(initializer, (initializer, tuple(initargs)))
-        if application is not None:
-            with self.database.read() as cx:
-                queries.app(cx, application)
         self._lock = threading.Lock()  # held for moments, never while the DB is asked or a callback is called
         self._is_shut = False
+        self._broken = ""  # why no call can be made any more
         self._pending: dict[int, BalsamFuture] = {}  # by number of the job: the thread that removes one settles it
         self._added: deque[BalsamFuture] = deque()  # those of them that are not followed yet
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        # Launchers stay while it is open, as more calls may come.
-        registration = registration_of(self.database.directory)
-        registration.enter()
-        self._leave = weakref.finalize(self, registration.leave)
+        self._launcher: LocalLauncher | None = None
+        self._reports: deque[str] = deque(maxlen=5)  # the last ones of the launcher
+        self._process = os.getpid()
+        self._open(launcher)
+
+    def _open(self, launcher: int | bool | None) -> None:
+        self.database, is_temporary = _database(may_be_temporary=bool(launcher))
+        try:
+            if self._application is not None:
+                with self.database.read() as cx:
+                    queries.app(cx, self._application)
+            # Launchers stay while it is open, as more calls may come.
+            registration = registration_of(self.database.directory)
+            registration.enter()
+            self._leave = weakref.finalize(self, registration.leave)
+            if launcher:
+                self._start_launcher(None if launcher is True else launcher, is_temporary)
+        except BaseException:
+            if is_temporary:
+                shutil.rmtree(self.database.directory, ignore_errors=True)
+            raise
+
+    def _start_launcher(self, slots: int | None, is_temporary: bool) -> None:
+        from .local_launcher import LocalLauncher
+
+        is_mpi = any(self._fields.get(name, 1) != 1 for name in ("num_nodes", "ranks_per_node"))
+        mode = "mixed" if is_mpi else "serial"
+        self._launcher = LocalLauncher(self.database.directory, is_temporary, self._fields["workflow"], slots, mode)
+        weakref.finalize(self, self._launcher.close)
+        if not _with_launchers:
+            atexit.register(_shut_down_all)
+        _with_launchers.add(self)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -276,6 +314,8 @@ class BalsamExecutor(concurrent.futures.Executor):
     def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
         if self._is_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._broken:
+            raise concurrent.futures.BrokenExecutor(self._broken)
         futures: list[BalsamFuture] = []
         self._app = self._app or self._register()
 
@@ -339,6 +379,8 @@ class BalsamExecutor(concurrent.futures.Executor):
                     self._give_up(exc)
         finally:
             self.database.close()  # this thread's connection
+            if self._is_shut and self._launcher is not None:
+                self._launcher.close()
 
     def _goes_on(self) -> bool:
         with self._lock:
@@ -358,8 +400,21 @@ class BalsamExecutor(concurrent.futures.Executor):
                     waiter.add(self.database, [future._status for future in new])
                 for status in waiter.look():
                     self._settle(status.number)
+                self._check_launcher()
                 if self._pending:
                     waiter.pause()
+
+    def _check_launcher(self) -> None:
+        """Print what the executor's launcher reports; if it has ended, fail all calls: nothing else will make them."""
+        if self._launcher is None:
+            return
+        has_ended = self._launcher.has_ended()
+        for line in self._launcher.lines():
+            self._reports.append(line)
+            print_to_stderr(f"balsam: launcher of this executor: {line}")
+        if has_ended:
+            self._broken = "\n".join(["The launcher of this executor has ended.", *self._reports])
+            self._give_up(concurrent.futures.BrokenExecutor(self._broken))
 
     def _settle(self, number: int, is_killed: bool = False) -> None:
         """Give the future of an ended job its result, unless another thread has done so."""
@@ -435,9 +490,36 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._leave()
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join()
+        if self._launcher is not None and (wait or not futures):
+            self._launcher.close()
+            if wait:
+                self._launcher.wait()
+
+
+#: Executors whose launchers have to end with this process.
+_with_launchers: weakref.WeakSet[BalsamExecutor] = weakref.WeakSet()
+
+
+def _shut_down_all() -> None:
+    """Wait for the calls of executors with launchers when the program ends, as Python's own executors do."""
+    for executor in list(_with_launchers):
+        if executor._process == os.getpid():
+            executor.shutdown()
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _database(may_be_temporary: bool) -> tuple[Database, bool]:
+    """Return the active DB and False, or a new temporary one and True."""
+    try:
+        return models.active(), False
+    except NoDatabase:
+        if not may_be_temporary:
+            raise
+    from .local_launcher import temporary_db
+
+    return temporary_db(), True
 
 
 def _remove(path: str) -> None:

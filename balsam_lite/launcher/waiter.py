@@ -554,7 +554,7 @@ def _end_all() -> None:
             registration.end_now()
 
 
-def _say(text: str) -> None:
+def print_to_stderr(text: str) -> None:
     with suppress(AttributeError, OSError, ValueError):  # stderr is closed
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -566,7 +566,7 @@ class QuietReporter:
     def __init__(self, database: Database, say: Callable[[str], object] | None = None) -> None:
         from ..db.store import leases
 
-        self._say = say or _say
+        self._say = say or print_to_stderr
         self.directory = database.directory
         self._database = database
         self._registration = registration_of(database.directory)

@@ -8,15 +8,17 @@ import importlib
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from launching import PYTHON, Bench
+from launching import PYTHON, Bench, alive
 
 from balsam_lite.core import pickling
 from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
@@ -499,6 +501,129 @@ def test_leaving_a_map_cancels_the_rest(bench, calls):
         with pytest.raises(concurrent.futures.TimeoutError):
             next(results)
     assert bench.states() == {"USER_KILLED": 20}
+
+
+# --- a launcher of the executor -----------------------------------------------------------------------------------------
+
+POOL = """
+import os, sys, time
+from balsam_lite.launcher.futures import BalsamExecutor
+
+def work(x, seconds=0.0):
+    time.sleep(seconds)
+    return x * x
+
+def touch(path):
+    time.sleep(0.5)
+    open(path, "w").close()
+
+def hold(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    how, *rest = sys.argv[1:]
+    if how == "with":
+        with BalsamExecutor(launcher=2) as executor:
+            print(list(executor.map(work, range(4))), executor.submit(work, 5).job.workflow[:9])
+            print(executor.database.directory)
+    elif how == "leave":  # without shutdown
+        BalsamExecutor(launcher=1).submit(touch, rest[0])
+    elif how == "hold":
+        executor = BalsamExecutor(launcher=1)
+        executor.submit(hold, rest[0])
+        print(executor.database.directory, executor._launcher._process.pid, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    """Runs POOL where no DB is active."""
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "pool.py").write_text(POOL)
+    monkeypatch.chdir(tmp_path / "pool")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    started = []
+
+    def start(*words, **environ):
+        process = subprocess.Popen(
+            [PYTHON, "pool.py", *words], stdout=subprocess.PIPE, text=True, env={**os.environ, **environ}
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def temporary(tmp_path):
+    return list(tmp_path.glob("balsam-executor-*"))
+
+
+def test_an_executor_starts_and_ends_a_launcher_in_a_temporary_db(pool, tmp_path):
+    process = pool("with")
+    first, directory = process.communicate(timeout=60)[0].splitlines()
+    assert (first, process.returncode) == ("[0, 1, 4, 9] executor-", 0)
+    assert directory.startswith(str(tmp_path)) and temporary(tmp_path) == []
+
+
+def test_an_executor_with_a_launcher_uses_the_active_db(bench, pool, tmp_path, calls):
+    first, directory = pool("with", BALSAM_DB_PATH=bench.directory).communicate(timeout=60)[0].splitlines()
+    assert (first, directory) == ("[0, 1, 4, 9] executor-", bench.directory)
+    assert temporary(tmp_path) == [] and bench.states() == {"JOB_FINISHED": 5}
+    (other,) = bench.add([{"name": "o", "workflow": "executor", "application": "balsam-call", "args": "x"}])
+    with BalsamExecutor(launcher=True) as executor:
+        future = executor.submit(calls.square, 3)
+        assert future.result(60) == 9
+        assert future.job.workflow == executor._fields["workflow"] != "executor"
+    assert bench.job(other)["state"] == "CREATED"
+
+
+def test_a_program_that_ends_waits_for_the_calls_of_its_launcher(pool, tmp_path):
+    assert pool("leave", str(tmp_path / "done")).wait(60) == 0
+    assert (tmp_path / "done").exists() and temporary(tmp_path) == []
+
+
+def test_a_program_that_is_killed_leaves_no_launcher_and_no_temporary_db(pool, tmp_path):
+    process = pool("hold", str(tmp_path / "pid"))
+    directory, launcher = process.stdout.readline().split()
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
+    call = int((tmp_path / "pid").read_text())
+    assert alive(call) and alive(int(launcher)) and os.path.exists(directory)
+    process.kill()
+    wait_until(lambda: not (alive(call) or alive(int(launcher)) or os.path.exists(directory)), 60)
+
+
+def test_the_end_of_its_launcher_fails_the_calls_of_an_executor(bench, calls, tmp_path, capsys):
+    with BalsamExecutor(launcher=1) as executor:
+        future = executor.submit(calls.wait_for, str(tmp_path / "never"))
+        wait_until(future.running, 60)
+        os.kill(executor._launcher._process.pid, signal.SIGKILL)
+        with pytest.raises(concurrent.futures.BrokenExecutor, match="The launcher of this executor has ended"):
+            future.result(60)
+        with pytest.raises(concurrent.futures.BrokenExecutor):
+            executor.submit(calls.square, 2)
+    with BalsamExecutor(launcher=1) as executor:  # before it can use the DB
+        os.rename(f"{bench.directory}/log", f"{bench.directory}/log2")
+        Path(bench.directory, "log").touch()
+        with pytest.raises(concurrent.futures.BrokenExecutor, match=r"(?s)has ended.*log"):
+            executor.submit(calls.square, 2).result(60)
+    assert "balsam: launcher of this executor: The log" in capsys.readouterr().err
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(InputError, match="launcher must be 1 or more"):
+            BalsamExecutor(launcher=wrong)
+
+
+def test_an_executor_that_cannot_start_leaves_no_temporary_db(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownApp):
+        BalsamExecutor("nosuch", launcher=1)
+    assert temporary(tmp_path) == []
 
 
 # --- the application --------------------------------------------------------------------------------------------------

@@ -107,6 +107,11 @@ _RULES = (
         NOTE,
     ),
     Rule(
+        "SELECT count(*) FROM imported WHERE job NOT IN (SELECT id FROM job) OR source NOT IN (SELECT id FROM source)",
+        "{} record(s) of where a job comes from are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
         "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
         "{} event(s) are of jobs that are not there, which does no harm.",
         NOTE,

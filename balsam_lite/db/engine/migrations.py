@@ -327,6 +327,23 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN unique_key TEXT",
         "CREATE UNIQUE INDEX job_unique_key ON job (unique_key) WHERE unique_key IS NOT NULL",
         "ALTER TABLE large_write ADD COLUMN has_keys INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE source (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    file TEXT NOT NULL DEFAULT '',
+    host TEXT NOT NULL DEFAULT '',
+    directory TEXT NOT NULL DEFAULT '',
+    db TEXT NOT NULL DEFAULT '',
+    written INTEGER
+)""",
+        """CREATE TABLE imported (
+    job INTEGER PRIMARY KEY,
+    source INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    job_id TEXT
+)""",
+        "CREATE INDEX imported_job_id ON imported (job_id) WHERE job_id IS NOT NULL",
     ),
 )
 

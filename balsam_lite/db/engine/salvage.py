@@ -298,8 +298,8 @@ _WORDS = {
 _SINCE = {"failure": 7}
 _MAX_RANGES = 8
 _INSERTS, _RUN = "large_write", "run"
-#: What users changed and removed, since version 7. `edit` has no row ids.
-_CHANGES = ("author", "action", "edit_text", "trash", "edit")
+#: What users changed and removed, since version 7, and where merged jobs come from, since 8. `edit` has no row ids.
+_CHANGES = ("author", "action", "edit_text", "trash", "edit", "source", "imported")
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -612,6 +612,7 @@ def _write_changes(cx: sqlite3.Connection, changes: Mapping[str, list[Row]]) -> 
         if rows:
             cx.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
     cx.execute("DELETE FROM edit WHERE job NOT IN (SELECT id FROM job) OR action NOT IN (SELECT id FROM action)")
+    cx.execute("DELETE FROM imported WHERE job NOT IN (SELECT id FROM job) OR source NOT IN (SELECT id FROM source)")
     cx.execute("DELETE FROM trash WHERE action NOT IN (SELECT id FROM action)")
 
 

@@ -288,6 +288,24 @@ TABLES = (
     jobs TEXT NOT NULL,
     content BLOB NOT NULL
 )""",
+    # Where jobs come from that were merged in with their history, a row for each import; and these jobs, each with the number
+    # that it has there, and its UUID there if that differs.
+    """CREATE TABLE source (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    file TEXT NOT NULL DEFAULT '',
+    host TEXT NOT NULL DEFAULT '',
+    directory TEXT NOT NULL DEFAULT '',
+    db TEXT NOT NULL DEFAULT '',
+    written INTEGER
+)""",
+    """CREATE TABLE imported (
+    job INTEGER PRIMARY KEY,
+    source INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    job_id TEXT
+)""",
     *LARGE_WRITES,
 )
 
@@ -329,6 +347,8 @@ INDEXES = (
     # the removed jobs of an action, and those that were removed long ago.
     "CREATE INDEX trash_action ON trash (action)",
     "CREATE INDEX trash_time ON trash (time)",
+    # the jobs that were given another UUID when they were merged in.
+    "CREATE INDEX imported_job_id ON imported (job_id) WHERE job_id IS NOT NULL",
     "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
     "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
     # the next part of a large write; the parts that may name a job.

@@ -65,13 +65,19 @@ def recount(cx: sqlite3.Connection) -> None:
 
 def count_failures(cx: sqlite3.Connection, which: str, ids: object, cause: str) -> int:
     """Count these jobs, which fail, and return the number of their cause."""
+    number = number_of_cause(cx, cause)
+    jobs = f"SELECT count(*) FROM job NOT INDEXED WHERE id {which} AND {VISIBLE}"
+    cx.execute(f"UPDATE failure SET jobs = jobs + ({jobs}) WHERE id = ?", (ids, number))
+    return number
+
+
+def number_of_cause(cx: sqlite3.Connection, cause: str) -> int:
+    """Return the number of a cause of failures, which may be new."""
     row = cx.execute("SELECT id FROM failure WHERE cause = ?", (cause,)).fetchone()
     if row is None:
         if cause != causes.OTHER and cx.execute("SELECT count(*) FROM failure").fetchone()[0] >= causes.MAX_CAUSES:
-            return count_failures(cx, which, ids, causes.OTHER)
+            return number_of_cause(cx, causes.OTHER)
         row = (cx.execute("INSERT INTO failure (cause, jobs) VALUES (?, 0)", (cause,)).lastrowid,)
-    jobs = f"SELECT count(*) FROM job NOT INDEXED WHERE id {which} AND {VISIBLE}"
-    cx.execute(f"UPDATE failure SET jobs = jobs + ({jobs}) WHERE id = ?", (ids, row[0]))
     return int(row[0])
 
 

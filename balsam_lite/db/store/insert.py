@@ -9,17 +9,15 @@ in memory.
 from __future__ import annotations
 
 import json
-import marshal
 import os
 import re
 import sqlite3
-import tempfile
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from operator import itemgetter, length_hint
-from typing import IO, Any, Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple, Union
 from uuid import UUID
 
 from ...core import field_specs, states
@@ -27,7 +25,6 @@ from ...core.clock import SystemClock
 from ...core.errors import (
     AmbiguousJobId,
     BalsamError,
-    DatabaseError,
     DependencyCycle,
     DuplicateJobId,
     InvalidSpec,
@@ -37,17 +34,15 @@ from ...core.errors import (
 from .. import collected
 from ..collected import Added, Skipped
 from ..engine.connection import Database
-from ..engine.filesystem import failure
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
 from . import counters, graph, large_writes, pieces, transitions, unique_keys
+from .blocks import Blocks
 from .large_writes import Progress
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
 _CHUNK = 5000
-#: Bytes of the number that gives the length of such a piece.
-_LENGTH = 8
 _KEY = "unique_key"
 
 
@@ -261,14 +256,13 @@ class _Spool:
         self.has_keys = False  # whether a job has a unique_key
         self.skipped = Skipped()
         self._in_memory: list[_Chunk] = []
-        self._file: IO[bytes] | None = None
+        self._file = Blocks()
 
     def __enter__(self) -> _Spool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._file:
-            self._file.close()
+        self._file.__exit__(*exc)
 
     def put(self, chunk: _Chunk) -> None:
         self.rows += len(chunk.rows)
@@ -283,23 +277,12 @@ class _Spool:
             self.applications.add("")
         if len(self._in_memory) < 2:
             self._in_memory.append(chunk)
-            return
-        try:
-            self._file = self._file or tempfile.TemporaryFile(prefix="balsam-")
-            # As one block with its length before it: `marshal.load` would read the file value by value, ten times slower.
-            block = marshal.dumps((*chunk,))
-            self._file.write(len(block).to_bytes(_LENGTH, "big") + block)
-        except OSError as exc:
-            raise DatabaseError(
-                f"The jobs cannot be put aside in {tempfile.gettempdir()}: {failure(exc, tempfile.gettempdir())}"
-            ) from exc
+        else:
+            self._file.put(tuple(chunk))
 
     def chunks(self) -> Iterator[_Chunk]:
         yield from self._in_memory
-        if self._file:
-            self._file.seek(0)
-            while length := self._file.read(_LENGTH):
-                yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
+        yield from (_Chunk(*block) for block in self._file)
 
     def skip(self, db: Database, on_duplicate: str) -> None:
         """Set `skipped`, or raise DuplicateKey; see `unique_keys.find_duplicates`."""

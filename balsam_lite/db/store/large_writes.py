@@ -218,7 +218,11 @@ def discard_hidden(cx: sqlite3.Connection, write: int, jobs: int) -> bool:
         return False
     ends = (found[0][0], found[-1][0])
     tags.remove(cx, "job.id BETWEEN ? AND ?", ends)
-    cx.execute("DELETE FROM event WHERE job BETWEEN ? AND ?", ends)
+    of_these = "job BETWEEN ? AND ?"
+    cx.execute(f"DELETE FROM source WHERE id IN (SELECT source FROM imported WHERE {of_these})", ends)
+    cx.execute(f"DELETE FROM action WHERE jobs = 0 AND id IN (SELECT action FROM edit WHERE {of_these})", ends)
+    for table in ("event", "run", "edit", "imported"):
+        cx.execute(f"DELETE FROM {table} WHERE {of_these}", ends)
     cx.execute("DELETE FROM dependency WHERE child BETWEEN ? AND ?", ends)
     cx.execute("DELETE FROM dependency WHERE parent BETWEEN ? AND ?", ends)
     cx.execute("DELETE FROM job WHERE id BETWEEN ? AND ?", ends)

@@ -31,7 +31,7 @@ _MIN_FREE_BYTES, _JOB_BYTES = 64 << 20, 500
 
 _PRESENT = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
 #: The tables with rows about a job, besides `job`, `job_tag` and `dependency`.
-_OF_JOB = ("event", "run", "edit")
+_OF_JOB = ("event", "run", "edit", "imported")
 
 
 def has_room(db: Database, jobs: int) -> bool:

@@ -57,6 +57,7 @@ ROOMS = (
     Room(5, "sites", ("sites",)),
     Room(5, "waiting for jobs", ("launcher.waiter",)),
     Room(6, "newer Python interface", ("api", "analytics", "plots")),
+    Room(6, "campaigns", ("campaigns",)),
     Room(7, "Python code in jobs", ("pyapps", "launcher.start", "launcher.call")),
     Room(8, "Python interface", tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher"))),
     Room(9, "command line", ("cli",)),

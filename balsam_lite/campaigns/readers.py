@@ -1,7 +1,7 @@
 """Files of many rows, read one row at a time: CSV, TSV, JSON lines and lines of commands.
 
 A file that cannot be read as a whole is an error that names the file, the line (the first one is 1), and the column where it is
-known. Rows are dicts; `Reader.line` is where the last one began.
+known. Rows are dicts; `RowReader.line` is where the last one began.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def format_of(path: str, chosen: str | None = None) -> str:
     return found
 
 
-class Reader:
+class RowReader:
     """The rows of a file; `-` is stdin. It is a context manager, which closes the file."""
 
     def __init__(self, path: str) -> None:
@@ -66,7 +66,7 @@ class Reader:
         except (OSError, ValueError, AttributeError) as exc:
             raise InputError(f"{self.name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> RowReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -122,7 +122,7 @@ class Reader:
             raise self.fail(text, exc.start + 1, number, f"`iconv -f latin1 -t utf8 {self.name}` converts a file.") from None
 
 
-class CsvTable(Reader):
+class CsvTable(RowReader):
     """A CSV or TSV file with a header. A row maps the columns to texts; blank lines are skipped."""
 
     def __init__(self, path: str, form: str = "csv") -> None:
@@ -175,7 +175,7 @@ class CsvTable(Reader):
             yield cells
 
 
-class JsonLines(Reader):
+class JsonLines(RowReader):
     """A file with a JSON object on each line. Blank lines are skipped."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -205,7 +205,7 @@ class JsonLines(Reader):
         raise self.fail(f"{word} is no JSON")
 
 
-class Commands(Reader):
+class Commands(RowReader):
     """A file with a command line on each line. Blank lines and lines that begin with # are skipped."""
 
     def __iter__(self) -> Iterator[str]:
@@ -221,5 +221,5 @@ class Commands(Reader):
 
 def values_of(path: str) -> list[str]:
     """Return the lines of a file that are not blank, without blanks around them. Raises NotFound, InputError, InvalidSpec."""
-    with Reader(path) as file:
+    with RowReader(path) as file:
         return [line.strip() for line in file.lines() if line.strip()]

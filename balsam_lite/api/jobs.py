@@ -336,8 +336,8 @@ class WaitResult(NamedTuple):
 class JobManager(Manager[Job]):
     """`Job.objects`."""
 
-    def __init__(self) -> None:
-        super().__init__(Job, JobQuery)
+    def __init__(self, model: type[Job]) -> None:
+        super().__init__(model, JobQuery)
 
     def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False, on_duplicate: str = "refuse") -> list[Job]:
         """Add many jobs; return new objects in the same order, and leave the given ones unchanged.
@@ -361,7 +361,7 @@ class JobManager(Manager[Job]):
             fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
             for handle, places, created in site_handle.create_jobs(_by_site(jobs, fields), on_duplicate):
                 for place, row in zip(places, created):
-                    made[place] = Job._of(row, handle)
+                    made[place] = self.model._of(row, handle)
         return made
 
     def bulk_refresh(self, jobs: Iterable[Job]) -> None:
@@ -411,9 +411,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-Job.objects = JobManager()
-
-
 def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, site_handle.JobsOfSite]:
     """Return for each site the rows to create, with `fields` added, and the positions of their jobs in the list."""
     known: dict[Any, site_handle.Resolved] = {}
@@ -446,7 +443,7 @@ def _check_workdirs(jobs: site_handle.JobsOfSite) -> None:
             )
 
 
-Job.objects = JobManager()
+Job.objects = JobManager(Job)
 
 
 # --- applications as classes ------------------------------------------------------------------------------------------

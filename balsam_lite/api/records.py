@@ -300,6 +300,10 @@ class SiteRecord(Record):
         try:
             changed = {name: checks[name](value) for name, value in fields.items()}
         except (KeyError, ValueError):
+            given = {name: value for name, value in fields.items() if value is not None or name not in checks}
+            if len(given) < len(fields):  # None: as if it were not given
+                self.__init__(**given)  # type: ignore[misc]
+                return
             self._checked(fields)  # names the wrong one
             raise
         for name in self._REQUIRED:

@@ -60,7 +60,8 @@ ROOMS = (
     Room(6, "campaigns", ("campaigns",)),
     Room(7, "Python code in jobs", ("pyapps", "launcher.start", "launcher.call")),
     Room(8, "Python interface", tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher"))),
-    Room(9, "command line", ("cli",)),
+    Room(9, "names of Balsam", ("compat",)),
+    Room(10, "command line", ("cli",)),
 )  # fmt: skip
 
 #: Packages whose own __init__ any module may import: it holds nothing.
@@ -297,7 +298,18 @@ def test_each_log_line_names_the_module_that_wrote_it() -> None:
 
 
 #: Classes of one name that users know by the modules they import them from: those of Balsam 0.3's and of 0.7's Python.
-SHARED_NAMES = {"WaitResult": {"launcher.futures", "api.jobs"}}
+SHARED_NAMES = {
+    "WaitResult": {"launcher.futures", "api.jobs"},
+    "BalsamJob": {"db.models", "compat.models"},
+    "ApplicationDefinition": {"api.jobs", "compat.models"},
+    "Job": {"api.jobs", "compat.api"},
+    "F": {"db.query.filters", "compat.models"},
+}
+
+
+def test_nothing_imports_the_names_of_balsam() -> None:
+    users = {source.name for source in SOURCES for name in own_imports(source) if within(name, ("compat",))}
+    assert {name for name in users if not within(name, ("compat",))} == set()
 
 
 def test_no_two_classes_have_one_name() -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ...core import caller, field_specs
 from ...core.clock import SystemClock
 from ..query.edits import OF_STATE
+from . import journal
 
 MODIFY, KILL, RERUN, REMOVE, REMOVE_APPS, UNDO = "modify", "kill", "rerun", "rm", "rm apps", "undo"
 
@@ -36,9 +37,10 @@ def begin(cx: sqlite3.Connection, kind: str) -> int:
     who = caller.current()
     cx.execute("INSERT OR IGNORE INTO author (user, host, command) VALUES (?, ?, ?)", who)
     author = cx.execute("SELECT id FROM author WHERE user = ? AND host = ? AND command = ?", who).fetchone()[0]
-    sql = "INSERT INTO action (time, author, kind) VALUES (?, ?, ?)"
-    number = cx.execute(sql, (SystemClock.now_us(), author, kind)).lastrowid
+    now = SystemClock.now_us()
+    number = cx.execute("INSERT INTO action (time, author, kind) VALUES (?, ?, ?)", (now, author, kind)).lastrowid
     assert number is not None
+    journal.note_action(cx, number, now)
     return number
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core import field_specs
 from ...core.errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
+from . import journal
 
 
 def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
@@ -29,6 +30,7 @@ def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
             hint="Choose another name, or change the one that exists: `balsam modify --type apps NAME executable …`",
         ) from exc
     assert cursor.lastrowid is not None
+    journal.note_new_app(cx, cursor.lastrowid, stored["name"])
     return cursor.lastrowid
 
 
@@ -42,6 +44,7 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
     """
     stored = field_specs.check_app(values)
     changes = ", ".join(f"{column} = ?" for column in stored)
+    journal.note_app(cx, "name = ?", name)
     try:
         changed = cx.execute(f"UPDATE app SET {changes} WHERE name = ?", (*stored.values(), name)).rowcount
     except sqlite3.IntegrityError as exc:
@@ -54,7 +57,21 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
 
 def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:
     """Remove applications. Their jobs keep the name, and fail with the reason when a launcher takes them."""
+    for app in ids:
+        journal.note_app(cx, "id = ?", app)
     removed = sum(cx.execute("DELETE FROM app WHERE id = ?", (app,)).rowcount for app in ids)
     if not removed:
         raise NotFound("No apps match")
     return removed
+
+
+def restore_app(cx: sqlite3.Connection, number: int, name: str, before: Mapping[str, Any] | None) -> None:
+    """Put back an application as its row was; None: remove it."""
+    if before is None:
+        cx.execute("DELETE FROM app WHERE id = ? AND name = ?", (number, name))
+        return
+    now = cx.execute("SELECT name FROM app WHERE id = ?", (number,)).fetchone()
+    if now is not None and now[0] != before["name"]:
+        update_app(cx, now[0], {"name": before["name"]})
+    marks = ", ".join("?" * len(before))
+    cx.execute(f"INSERT OR REPLACE INTO app ({', '.join(before)}) VALUES ({marks})", tuple(before.values()))

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from ...core import causes, states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..engine.schema import VISIBLE, sql_list, visible
-from . import large_writes
+from . import journal, large_writes
 from .transitions import Transition, apply, id_list
 
 #: Maximum number of jobs that an error names.
@@ -85,6 +85,7 @@ def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], n
         a launcher prepares it.
     """
     children = {child for _, child in pairs}
+    journal.note_parents(cx, children)
     for parent, child in pairs:
         if parent == child:
             raise DependencyCycle(f"Job #{child} cannot wait for itself: that would be a circular dependency.")
@@ -151,6 +152,7 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
     """
     wanted = set(parents)
     _check_exist(cx, {child, *wanted})
+    journal.note_parents(cx, {child})
     if child in wanted:
         raise DependencyCycle("A job cannot wait for itself: that would be a circular dependency.")
     if wanted and not wanted.isdisjoint(descendants(cx, [child])):

@@ -24,6 +24,7 @@ from ...core.settings import Settings
 from ..engine.connection import Database, at_exit
 from ..engine.schema import HELD_BACK, LARGE_WRITE_HOLD, sql_list
 from ..query.queries import matches_workflow
+from . import journal
 
 #: Seconds after which a job starts although its process goes on adding jobs.
 MAX_HOLD_S = 10
@@ -96,7 +97,8 @@ def graph_write(database: Database) -> Iterator[tuple[sqlite3.Connection, int | 
     before = held.until_us
     try:
         with database.write() as cx:
-            yield cx, _moved_on(cx, held, SystemClock.now_us()) if held.delay_us else None
+            is_short = held.delay_us and journal.current() is None
+            yield cx, _moved_on(cx, held, SystemClock.now_us()) if is_short else None
     except BaseException:
         held.until_us = before
         raise
@@ -138,7 +140,13 @@ def release(database: Database) -> None:
     be written, the jobs start when they are due.
     """
     held = _held.get(database.directory)
-    if held is None or not held.jobs or database.is_in_transaction or import_guard.is_importing():
+    if (
+        held is None
+        or not held.jobs
+        or journal.current() is not None
+        or database.is_in_transaction
+        or import_guard.is_importing()
+    ):
         return
     with _lock:
         numbers = held.numbers(SystemClock.now_us())

@@ -36,7 +36,7 @@ from ..collected import Added, Skipped
 from ..engine.connection import Database
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
-from . import counters, graph, large_writes, pieces, transitions, unique_keys
+from . import counters, graph, journal, large_writes, pieces, transitions, unique_keys
 from .blocks import Blocks
 from .large_writes import Progress
 from .tags import Tagger
@@ -126,6 +126,7 @@ def add_jobs(
     """
     unique_keys.check_mode(on_duplicate)
     with _Spool() as spool:
+        start_after = journal.start_after(db, start_after)
         for chunk in _checked(jobs, progress, spool.parents, start_after):
             spool.put(chunk)
         linked = list(dependencies)
@@ -134,11 +135,14 @@ def add_jobs(
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
-            return Insertion(db, spool, edges, progress, on_duplicate).carry_out()
-        with unique_keys.when_free(db, spool.has_keys) as cx:
-            _check_apps(cx, spool.applications)
-            spool.skip(db, on_duplicate)
-            return _insert(cx, spool, edges.of_new(spool.skipped), progress)
+            added = Insertion(db, spool, edges, progress, on_duplicate).carry_out()
+        else:
+            with unique_keys.when_free(db, spool.has_keys) as cx:
+                _check_apps(cx, spool.applications)
+                spool.skip(db, on_duplicate)
+                added = _insert(cx, spool, edges.of_new(spool.skipped), progress)
+        journal.note_jobs(db, added.first, added.number, start_after)
+        return added
 
 
 def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:

@@ -27,6 +27,11 @@ REASONS = {
 }
 
 
+def in_words(left: Mapping[str, int]) -> str:
+    """Return which jobs could not be restored, and why; "" if there are none."""
+    return ", ".join(f"{jobs} job{'s' * (jobs != 1)} {REASONS[reason]}" for reason, jobs in left.items())
+
+
 class Action(NamedTuple):
     """What a user did."""
 
@@ -43,11 +48,17 @@ class Action(NamedTuple):
 
 def of_user(cx: sqlite3.Connection, user: str, most: int = 20) -> list[Action]:
     """Return the last actions of a user, newest first, without those of jobs' programs and hooks."""
-    sql = """SELECT action.id, time, user, host, command, kind, jobs, fields, undone IS NOT NULL
-        FROM action JOIN author ON author.id = action.author WHERE user = ? AND jobs > 0 AND command NOT LIKE 'a job''s %'
-        ORDER BY action.id DESC LIMIT ?"""
-    rows = cx.execute(sql, (user, most)).fetchall()
-    return [Action._make((*who, json.loads(fields), bool(is_undone))) for *who, fields, is_undone in rows]
+    sql = f"{_ACTIONS} WHERE user = ? AND jobs > 0 AND command NOT LIKE 'a job''s %' ORDER BY action.id DESC LIMIT ?"
+    return [_action(row) for row in cx.execute(sql, (user, most)).fetchall()]
+
+
+_ACTIONS = """SELECT action.id, time, user, host, command, kind, jobs, fields, undone IS NOT NULL
+    FROM action JOIN author ON author.id = action.author"""
+
+
+def _action(row: Sequence[Any]) -> Action:
+    *who, fields, is_undone = row
+    return Action._make((*who, json.loads(fields), bool(is_undone)))
 
 
 def find(cx: sqlite3.Connection, number: int | None = None) -> Action:
@@ -68,6 +79,12 @@ def find(cx: sqlite3.Connection, number: int | None = None) -> Action:
     reason = "was taken back already" if known and known[0].is_undone else "is no command of yours that can be taken back"
     hint = "`balsam undo --list` shows the numbers. To do something again, give its command again."
     raise NotFound(f"Number {number} {reason}.", hint=hint)
+
+
+def by_number(cx: sqlite3.Connection, number: int) -> Action | None:
+    """Return the action with that number, of any user; None if there is none that has changed a job and was not taken back."""
+    row = cx.execute(f"{_ACTIONS} WHERE action.id = ? AND jobs > 0 AND undone IS NULL", (number,)).fetchone()
+    return None if row is None else _action(row)
 
 
 class Undone(NamedTuple):

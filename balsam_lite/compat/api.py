@@ -21,7 +21,7 @@ class Job(jobs.Job):
 
 
 class _SharingManager(jobs.JobManager):
-    def bulk_create(self, jobs: list[Any], allow_shared_workdir: bool = False) -> list[Any]:
+    def bulk_create(self, jobs: list[Any], allow_shared_workdir: bool = False, on_duplicate: str = "refuse") -> list[Any]:
         """Add many jobs; see `api.jobs.JobManager.bulk_create`. Raises InvalidSpec: two of them have the same workdir."""
         seen: dict[tuple[str, str], int] = {}
         for place, job in enumerate(jobs, 1):
@@ -32,7 +32,7 @@ class _SharingManager(jobs.JobManager):
                     f"Job number {place}: Workdirs must be unique for each call to bulk-create Jobs. "
                     f"Job number {first} has this one too: {job.workdir}"
                 )
-        return super().bulk_create(jobs, allow_shared_workdir)
+        return super().bulk_create(jobs, allow_shared_workdir, on_duplicate)
 
 
 Job.objects = _SharingManager(Job)

@@ -287,20 +287,14 @@ class BalsamJob(models.BalsamJob):
         if self.id is None:
             self._parents = tuple(self._parents_to_set)
 
-    def save(
-        self,
-        force_insert: bool = False,
-        force_update: bool = False,
-        using: Any = None,
-        update_fields: Iterable[str] | None = None,
-    ) -> None:
+    def save(self, *_: Any, update_fields: Iterable[str] | None = None, on_duplicate: str = "refuse", **__: Any) -> None:
         """Add a new job, or write what was assigned: with `update_fields` only these fields.
 
-        An assigned `state` is a change by the user, as by `update_state`. One write transaction. The arguments `force_insert`,
-        `force_update` and `using` have no effect.
+        An assigned `state` is a change by the user, as by `update_state`. One write transaction. Django's other arguments have
+        no effect.
         """
         if self.id is None:
-            super().save()
+            super().save(on_duplicate)
             self._parents_to_set = None
             return
         wanted = None if update_fields is None else self._named(update_fields)

@@ -67,6 +67,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "status": Entry("status", "status", "show how it goes: jobs, rate, time left, failures, launches"),
         "watch": Entry("watch", "watch", "show live how the jobs go, in the terminal"),
         "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),
+        "results": Entry("results", "results", "show or write the results of jobs: parameters, data, run times, memory"),
         "sql": Entry("sql", "sql", "query jobs, runs, events and results by SQL, which only reads"),
         "show": Entry("show", "show", "show all of a job: reason, attempts, relatives, output"),
         "wait": Entry("wait", "wait", "wait until jobs have ended"),

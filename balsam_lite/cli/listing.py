@@ -266,10 +266,14 @@ def write(
     width = None if look.is_wide else output.terminal_width(sys.stdout)
     written = writers.write_rows(form, columns, rows, sys.stdout, width=width, is_fixed=look.is_fixed, has_header=has_header)
     if written.left_out:
-        say(f"No room for {', '.join(written.left_out)}: --wide prints all columns, --columns those that you name.")
+        rest = len(written.left_out) - _MAX_NAMED
+        named = ", ".join(written.left_out[:_MAX_NAMED]) + f" and {output.plural(rest, 'more column')}" * (rest > 0)
+        say(f"No room for {named}: --wide prints all columns, --columns those that you name.")
     return written.rows
 
 
+#: Columns that the message about those for which there is no room names.
+_MAX_NAMED = 8
 STALE_MARK = " (stale)"
 
 

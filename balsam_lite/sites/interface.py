@@ -130,6 +130,15 @@ class SiteInterface(Protocol):
     def launchers(self) -> list[Row]:
         """Return the newest launchers, at most 500: see `db.query.runs.launcher_records`."""
 
+    def results(
+        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
+    ) -> list[Sequence[Any]]:
+        """Return the numbers of matching jobs with these columns of their results, as stored: see `db.query.results.page`.
+
+        Raises:
+            UnknownField, InvalidSpec.
+        """
+
     def edits(self, jobs: Sequence[int]) -> list[Row]:
         """Return what users and scripts changed in the fields of these jobs; see `db.query.edits`."""
 

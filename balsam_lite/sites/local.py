@@ -169,6 +169,15 @@ class LocalSite:
                     row["waits_for"] = reasons.get(row["id"], "")
             return rows
 
+    def results(
+        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
+    ) -> list[Sequence[Any]]:
+        """Return columns of the results of the jobs that match."""
+        from ..db.query import results
+
+        with self.database.read() as cx:
+            return results.page(cx, where, fields, after, size, order)
+
     def details(self, jobs: Sequence[int]) -> list[Row]:
         """Return what a person wants to know of these jobs."""
         from . import details

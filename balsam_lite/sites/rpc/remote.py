@@ -75,6 +75,7 @@ class RemoteSite:
     launchers = _forwarded(SiteInterface.launchers)
     edits = _forwarded(SiteInterface.edits)
     page = _forwarded(SiteInterface.page)
+    results = _forwarded(SiteInterface.results)
     create = _forwarded(SiteInterface.create)
     check_jobs = _forwarded(SiteInterface.check_jobs)
     update = _forwarded(SiteInterface.update)

@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "job rerun": Entry("modify", "rerun", "run jobs of one or more sites again that have ended"),
         "job kill": Entry("modify", "killjob", "stop jobs of one or more sites for good"),
         "job rm": Entry("remove", "job_rm", "remove jobs of one or more sites"),
+        "apply": Entry("apply", "apply", "add what a campaign file (YAML) has and the DB has not"),
         "mkchild": Entry("create", "mkchild", "add a child to a job, from inside its program or script"),
         "dep": Entry("modify", "dep", "let a job wait for another one; both exist"),
         "modify": Entry("modify", "modify", "change a field of jobs or of an application"),

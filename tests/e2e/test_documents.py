@@ -14,6 +14,7 @@ from documents import Block, as_script, blocks_of, page, section, without_partic
 RUN = {
     "quickstart": (),
     "tutorial": ("AWAITING_PARENTS", "RUN_ERROR"),
+    "guides/campaign_files": (),
     "guides/dependencies_and_files": ("JOB_FINISHED (stale)",),
     "guides/executor": (),
     "guides/hooks_and_retries": ("USER_KILLED", "POSTPROCESSED"),

@@ -52,7 +52,7 @@ def lines_of(paths: Iterable[Path]) -> dict[str, list[str]]:
 
 def test_each_example_says_what_it_shows_and_how_it_is_run() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()} - {"hello", "clients"}
-    assert folders == {"molecules", "fan_in_out", "hyperopt", "rescue", "workshop"}
+    assert folders == {"campaign", "molecules", "fan_in_out", "hyperopt", "rescue", "workshop"}
     for folder in folders:
         text = (EXAMPLES / folder / "README.rst").read_text(encoding="utf-8")
         assert "./run.sh" in text
@@ -90,6 +90,15 @@ def test_fan_in_out(run: Run, place: Path) -> None:
     }
     assert {path.name for path in folder.iterdir() if path.is_symlink()} == {"B.out", "C.out", "D.out"}
     assert {path.name for path in place.glob("db/data/C_*/*")} == {"C.inp", "C.out"}
+
+
+def test_campaign(run: Run, place: Path) -> None:
+    printed = run("campaign/run.sh", place)
+    assert "Would add 12 jobs, 2 applications, 9 dependencies (pendulum)" in printed
+    assert "Added 8 jobs, 0 applications, 6 dependencies (pendulum)" in printed
+    outputs = lines_of(place.glob("db/data/pendulum/mean-*/mean-*.out"))
+    assert outputs["mean-length1.out"] == ["3 periods, mean 2.0604 s"]
+    assert outputs.keys() == {f"mean-length{length}.out" for length in ("0.5", "1", "1.5", "2", "2.5")}
 
 
 def test_rescue(run: Run, place: Path) -> None:

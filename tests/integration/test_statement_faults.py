@@ -151,6 +151,13 @@ def with_removal(world: World) -> None:
     assert main(["--db", world.db, "rm", "jobs", "--name", "free", "--yes"]) == 0
 
 
+def with_campaign(world: World) -> None:
+    Path(world.db).parent.joinpath("campaign.yaml").write_text(
+        "version: 1\ncampaign: c\napplications: {new: {executable: 'true'}, unused: {executable: 'false'}}\n"
+        "groups: {a: {application: new, array: 1-3}, b: {application: say, parents: a}}\n"
+    )
+
+
 def with_launch(world: World) -> None:
     row = {"scheduler": "fake", "nodes": 1, "wall_minutes": 5, "job_mode": "serial"}
     db = directories.open_database(world.db)
@@ -272,6 +279,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
     "job create": (words("job create --app say --workdir x/y --tag a=b --yes"),),
     "job modify": (words("job modify --id free --state RESTART_READY"),),
     "job rm": (words("job rm --id free --yes"),),
+    "apply": (Case(("apply", "{world}/campaign.yaml", "--update-apps"), with_campaign),),
     "mkchild": (words("mkchild --parent free --name new --application say --yes"),),
     "dep": (words("dep free tagged"),),
     "modify": (words("modify free priority 4"), words("modify done state RESTART_READY")),

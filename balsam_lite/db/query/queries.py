@@ -293,6 +293,12 @@ def edges_within(cx: sqlite3.Connection, workflow: str) -> list[tuple[int, int]]
     return cx.execute(sql, (workflow,)).fetchall()
 
 
+def edges_to(cx: sqlite3.Connection, children: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the dependencies of these jobs, as (parent, child)."""
+    sql = "SELECT parent, child FROM dependency WHERE child IN (SELECT value FROM json_each(?))"
+    return cx.execute(sql, (json.dumps(list(children)),)).fetchall()
+
+
 def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence[str]) -> dict[int, tuple[Any, ...]]:
     """Return these columns of many jobs by number, in one query."""
     sql = f"SELECT id, {', '.join(columns)} FROM job WHERE id IN (SELECT value FROM json_each(?))"

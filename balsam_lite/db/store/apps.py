@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ...core import field_specs
 from ...core.errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
@@ -53,6 +53,22 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
         raise UnknownApp.named(name, (row[0] for row in cx.execute("SELECT name FROM app ORDER BY name")))
     if stored.get("name", name) != name:
         cx.execute("UPDATE job SET application = ? WHERE application = ?", (stored["name"], name))
+
+
+class AppChange(NamedTuple):
+    """An application to be added or changed together with jobs."""
+
+    fields: Mapping[str, Any]
+    is_new: bool
+
+
+def carry_out(cx: sqlite3.Connection, changes: Iterable[AppChange]) -> None:
+    """Add or change applications. Raises what `add_app` and `update_app` raise."""
+    for fields, is_new in changes:
+        if is_new:
+            add_app(cx, fields)
+        else:
+            update_app(cx, fields["name"], fields)
 
 
 def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:

@@ -18,7 +18,8 @@ requested state, of which there may be a million.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ...core import causes, states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
@@ -123,6 +124,11 @@ def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
     missing = sorted(jobs - {row[0] for row in found})
     if missing:
         raise UnknownJob(f"There is no job #{missing[0]} in this DB (any more).")
+
+
+def is_unstarted(job: Mapping[str, Any]) -> bool:
+    """Return whether a job, given by its columns, can still get parents."""
+    return job["attempt"] == 0 and job["lease"] is None and job["state"] in _UNSTARTED
 
 
 def _check_unstarted(cx: sqlite3.Connection, children: Iterable[int], consequence: str = "") -> None:

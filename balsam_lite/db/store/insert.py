@@ -36,6 +36,7 @@ from ..collected import Added, Skipped
 from ..engine.connection import Database
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
+from . import apps as applications
 from . import counters, graph, journal, large_writes, pieces, transitions, unique_keys
 from .blocks import Blocks
 from .large_writes import Progress
@@ -103,6 +104,7 @@ def add_jobs(
     dependencies: Iterable[tuple[Ref, Ref]] = (),
     start_after: int | None = None,
     on_duplicate: str = unique_keys.REFUSE,
+    apps: Sequence[applications.AppChange] = (),
 ) -> Added:
     """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); missing fields take their defaults.
 
@@ -118,11 +120,12 @@ def add_jobs(
         start_after: hold the jobs back until then, in microseconds; see `held_back`.
         on_duplicate: "skip" leaves out jobs whose `unique_key` is that of a job in the DB, or of an earlier one of `jobs`. The
             job with that key takes their place as a parent; its own parents stay as they are. "refuse" raises DuplicateKey.
+        apps: applications to add or change in the transaction in which the jobs become visible.
 
     Raises:
         UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp.
         DuplicateJobId: a `given_id`, or its first 8 characters, is that of another job. DuplicateKey. For
-        `dependencies` as `graph.add_dependencies`. Nothing is added.
+        `dependencies` as `graph.add_dependencies`, for `apps` as `apps.carry_out`. Nothing is added.
     """
     unique_keys.check_mode(on_duplicate)
     with _Spool() as spool:
@@ -130,14 +133,17 @@ def add_jobs(
         for chunk in _checked(jobs, progress, spool.parents, start_after):
             spool.put(chunk)
         linked = list(dependencies)
-        if not spool.rows and not linked:
+        if not spool.rows and not linked and not apps:
             return Added(0, 0)
+        spool.apps = apps
+        spool.applications.difference_update(app.fields["name"] for app in apps)
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
             added = Insertion(db, spool, edges, progress, on_duplicate).carry_out()
         else:
             with unique_keys.when_free(db, spool.has_keys) as cx:
+                applications.carry_out(cx, spool.apps)
                 _check_apps(cx, spool.applications)
                 spool.skip(db, on_duplicate)
                 added = _insert(cx, spool, edges.of_new(spool.skipped), progress)
@@ -255,7 +261,8 @@ class _Spool:
     def __init__(self) -> None:
         self.rows = 0
         self.parents: list[tuple[Ref, int]] = []  # and the position of the child
-        self.applications: set[str] = set()
+        self.applications: set[str] = set()  # which the DB must have
+        self.apps: Sequence[applications.AppChange] = ()
         self.has_claims = False  # whether a chunk has `claimed` ones
         self.has_keys = False  # whether a job has a unique_key
         self.skipped = Skipped()
@@ -524,6 +531,7 @@ class Insertion(pieces.HiddenInsert):
         graph.add_edges(cx, pairs, SystemClock.now_us())
 
     def _complete(self, cx: sqlite3.Connection) -> None:
+        applications.carry_out(cx, self._spool.apps)
         _check_apps(cx, self._spool.applications)
         counters.count(cx, large_writes.unhide(cx, self.hidden))
         _add_to_known(cx, self._edges, self._known, self.added)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core import field_specs, import_guard, pickling, states
@@ -18,6 +20,7 @@ from ..core import parameters as stored_parameters
 from ..core.errors import ApplicationLost, BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db import collected
 from ..db.engine import directories
+from ..db.query import results, runs
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
 from ..db.query.runs import WithAttempts
@@ -315,6 +318,44 @@ class JobQuery(Query[Job]):
             conditions = {**conditions, **_application(conditions["app_id"])}
         return super().filter(*several, **conditions)
 
+    def _result_pages(self, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...], bool]:
+        from ..sites.results import SitePages
+
+        if self._is_cut or self._order:
+            groups = [(handle, [job._row["id"] for job in jobs]) for handle, jobs in groupby(self, lambda job: job._site)]
+            pages = [SitePages([(handle.interface, {"id": ids})], numbers=[ids]) for handle, ids in groups]
+            sites = {handle for handle, _ in groups}
+        else:
+            asked = self._questions()
+            pages = [SitePages([(handle.interface, where)]) for handle, where in asked]
+            sites = {handle for handle, _ in asked}
+        return (lambda columns: chain.from_iterable(one(columns) for one in pages)), names, len(sites) > 1
+
+    def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
+        """Add what is known of the last runs, which the jobs do not hold."""
+        wanted = {name: runs.SHORT_NAMES.get(name, name) for name in names or (*self.model._columns(), *runs.OF_JOB)}
+        of_run = {name: full for name, full in wanted.items() if full in runs.OF_JOB}
+        columns, rows = super()._values(tuple(name for name in wanted if name not in of_run) or ("id",))
+        return (tuple(wanted), self._with_runs(rows, of_run)) if of_run else (columns, rows)
+
+    def _with_runs(self, rows: Iterable[Mapping[str, Any]], of_run: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+        """Add these columns of their last runs to rows of the jobs of this query, in their order."""
+        jobs = list(self)
+        found: dict[tuple[SiteHandle, int], Sequence[Any]] = {}
+        for handle in {job._site for job in jobs}:
+            numbers = [job._row["id"] for job in jobs if job._site is handle]
+            for page in results.of_numbers(partial(_results_of, handle, tuple(of_run.values())), numbers):
+                found.update({(handle, row[0]): row[1:] for row in page})
+        unknown = (None,) * len(of_run)
+        for job, row in zip(jobs, rows):
+            known = dict(zip(of_run, found.get((job._site, job._row["id"]), unknown)))
+            times = {name: aware(us) for name, us in known.items() if name in results.TIMES and us is not None}
+            yield {**row, **known, **times}
+
+
+def _results_of(handle: SiteHandle, fields: Sequence[str], numbers: list[int]) -> list[Sequence[Any]]:
+    return handle.interface.results({"id": numbers}, fields, 0, len(numbers))
+
 
 def _application(app: Any) -> dict[str, Any]:
     """Return the conditions for jobs of an application, which is given by number, name or class."""
@@ -338,6 +379,10 @@ class JobManager(Manager[Job]):
 
     def __init__(self, model: type[Job]) -> None:
         super().__init__(model, JobQuery)
+
+    def results_df(self, *names: str) -> Any:
+        """Return the results of all jobs as a data frame; see `LazySet.results_df`."""
+        return self.all().results_df(*names)
 
     def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False, on_duplicate: str = "refuse") -> list[Job]:
         """Add many jobs; return new objects in the same order, and leave the given ones unchanged.

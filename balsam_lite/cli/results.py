@@ -59,7 +59,7 @@ def results(
     with ExitStack() as stack:
         for one in sites:
             stack.enter_context(one.at_one_moment())
-        pages = SitePages(sites, chosen.conditions(), sort.replace(".", "__"), limit)
+        pages = SitePages([(one, chosen.conditions()) for one in sites], sort.replace(".", "__"), limit)
         more = pages.newest(listing.TERMINAL_LIMIT) if is_table and not sort and limit is None else 0
         found = ResultTable(pages, named, has_sites=len(sites) > 1)
         if is_table and not named:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -76,8 +76,11 @@ def html_form(what: str, fields: Mapping[str, Any]) -> str:
 # --- optional packages ------------------------------------------------------------------------------------------------
 
 
-def data_frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Any:
-    """Return the rows as a pandas DataFrame.
+def data_frame(rows: Iterable[Sequence[Any]], columns: Sequence[str], times: Container[str] = ()) -> Any:
+    """Return rows of these columns as a pandas DataFrame: whole numbers and flags of which some are missing stay what they are.
+
+    Args:
+        times: columns with microseconds since the epoch, or datetimes, which become times in UTC.
 
     Raises:
         BalsamError: pandas cannot be imported; with the command that installs it.
@@ -88,7 +91,32 @@ def data_frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Any
         raise BalsamError(
             f"A data frame needs pandas, which cannot be imported: {exc}", hint="Install it with: pip install pandas"
         ) from exc
-    return pandas.DataFrame.from_records([[row[name] for name in columns] for row in rows], columns=list(columns))
+    values = list(zip(*rows)) or [()] * len(columns)
+    return pandas.DataFrame(
+        {name: _series(pandas, one, name in times) for name, one in zip(columns, values)}, columns=list(columns)
+    )
+
+
+#: The types of values of a column that may be missing -> the type of pandas with missing values.
+_NULLABLE = {int: "Int64", bool: "boolean"}
+
+
+def _series(pandas: Any, values: Sequence[Any], is_time: bool) -> Any:
+    """Return a column; what `None` stands for is missing."""
+    kinds = {type(value) for value in values if value is not None}
+    if is_time and kinds <= {int}:
+        epoch = pandas.Timestamp(0, tz="UTC")
+        known = pandas.array(values, dtype="Int64") if values else []
+        return (
+            pandas.Series(pandas.to_datetime(known, unit="us", utc=True))
+            if kinds
+            else pandas.Series([pandas.NaT] * len(values), dtype=pandas.DatetimeTZDtype("us", epoch.tz))
+        )
+    if len(kinds) == 1 and None in values and (kind := _NULLABLE.get(next(iter(kinds)))):
+        return pandas.Series(pandas.array(values, dtype=kind))
+    if kinds == {int, float}:
+        return pandas.Series([None if value is None else float(value) for value in values], dtype="float64")
+    return pandas.Series(list(values))
 
 
 def is_notebook() -> bool:

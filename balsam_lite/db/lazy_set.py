@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
+from ..core.errors import InvalidSpec
+
 R = TypeVar("R")
 Set = TypeVar("Set", bound="LazySet[Any]")
 
@@ -143,13 +145,34 @@ class LazySet(Generic[R]):
     def to_df(self, *names: str) -> Any:
         """Return the rows as a pandas DataFrame with these columns, by default all fields. Times have the zone UTC.
 
+        Of jobs these include `started`, `ended`, `runtime_s`, `node` and `max_memory_bytes` of the last run.
+
         Raises:
             BalsamError: pandas is not installed. UnknownField.
         """
         from ..core.notebook import data_frame
 
         columns, rows = self._values(names)
-        return data_frame(rows, columns)
+        return data_frame(([row[name] for name in columns] for row in rows), columns)
+
+    def results_df(self, *names: str) -> Any:
+        """Return the results of these jobs as a pandas DataFrame with the columns of `balsam results`: see `db.query.results`.
+
+        Args:
+            names: columns: fields, `data.energy`, `parameters.T`, or `data` for all keys; by default all.
+
+        Raises:
+            BalsamError: pandas is not installed. UnknownField. InvalidSpec: these are no jobs.
+        """
+        from ..core.notebook import data_frame
+        from .query.results import TIMES, ResultTable
+
+        table = ResultTable(*self._result_pages(names))
+        return data_frame(table.rows(as_text=False), table.columns, TIMES)
+
+    def _result_pages(self, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...], bool]:
+        """Return the arguments of `ResultTable`."""
+        raise InvalidSpec("Only jobs have results.")
 
     def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
         """Return these fields, or all if there are none, and the rows as dicts of them."""

@@ -21,7 +21,7 @@ from ..core.errors import InvalidSpec, NoDatabase, StateError
 from .engine import directories
 from .engine.connection import Database
 from .lazy_set import LazySet
-from .query import fields, select
+from .query import fields, runs, select
 from .query.filters import Conditions, Q, all_of, negated
 from .query.operators import Term, execute
 
@@ -257,11 +257,28 @@ class QuerySet(LazySet[Any]):
 
     def _values(self, names: tuple[str, ...]) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
         if names or self._shape == "object":
-            return self.values(*names)._values(())
+            of_run = runs.OF_JOB if self.model._what == fields.JOB.name else ()
+            return self.values(*(names or (*self.model._FIELDS, *of_run)))._values(())
         if self._shape != "dict":
             raise InvalidSpec("Only objects and dicts (values) make a data frame, not tuples.")
         times = [name for name, column in zip(self._names, self._columns()) if column.kind == "time"]
         return self._names, (_with_datetimes(row, times) for row in self)
+
+    def _result_pages(self, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...], bool]:
+        from .query import results
+
+        if self.model._what != fields.JOB.name or not self._has_numbers:
+            return super()._result_pages(names)
+        numbers = array("q", self.numbers())
+
+        def read(some: list[int], columns: Sequence[str]) -> list[Sequence[Any]]:
+            with self.database.read() as cx:
+                return results.page(cx, {"id": some}, columns, 0, len(some))
+
+        def pages(columns: Sequence[str]) -> Iterator[tuple[str, list[Sequence[Any]]]]:
+            return (("", rows) for rows in results.of_numbers(lambda some: read(some, columns), numbers))
+
+        return pages, names, False
 
     def _count(self) -> int:
         nodes = [SQL("1")] if self._has_numbers else [_node(one) for one in self._columns()]

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from helpers import Balsam
 
+from balsam_lite.api import EventLog, Job
+from balsam_lite.core.errors import InvalidSpec, UnknownField
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import results
 from balsam_lite.db.store import apps, claims, insert, leases, runs
+from balsam_lite.launcher.dag import BalsamJob
 
 SECOND = 1_000_000
 
@@ -102,7 +105,7 @@ def test_columns_are_those_that_are_named(balsam: Balsam, db: Database) -> None:
         "data.fit.slope", "data.fit.at.x", "data.fit", "state",
     ]  # fmt: skip
     assert list(rows(balsam, "--columns", "tags,parameters")[0]) == ["tags.k", "parameters.T"]
-    assert rows(balsam, "--columns", "id,data", "--id", "4") == [{"id": "4", "data": "{}"}]
+    assert rows(balsam, "--columns", "id,data", "--id", "#4") == [{"id": "4", "data": "{}"}]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_an_unknown_column_is_told_with_the_nearest(balsam: Balsam, db: Database
 
 
 def test_a_key_that_no_job_has_yet_is_an_empty_column_with_a_note(balsam: Balsam, db: Database) -> None:
-    code, out, err = balsam("results", "--id", "4", "--columns", "name,data.energy", "--format", "csv")
+    code, out, err = balsam("results", "--id", "#4", "--columns", "name,data.energy", "--format", "csv")
     assert (code, out, err) == (0, "name,data.energy\ne,\n", "(No job has data.energy.)\n")
 
 
@@ -167,9 +170,50 @@ def test_a_shared_db_is_not_locked_while_rows_are_read(tmp_path: Path) -> None:
 
     db = directories.create(str(tmp_path / "shared"), access="shared")
     fill(db)
-    found = results.ResultTable(SitePages([LocalSite(SiteEntry(0, "s", db.directory), db)], {})).rows()
+    found = results.ResultTable(SitePages([(LocalSite(SiteEntry(0, "s", db.directory), db), {})])).rows()
     next(iter(found))
     with Database(db.directory, "shared", busy_timeout_s=5).write() as cx:
         cx.execute("UPDATE job SET name = 'x'")
     assert len(list(found)) == 3
     db.close()
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_have_the_columns_of_the_command_and_their_types(balsam: Balsam, db: Database) -> None:
+    pandas = pytest.importorskip("pandas")
+    names = list(rows(balsam)[0])
+    for frame in (BalsamJob.objects.all().results_df(), BalsamJob.objects.results_df(), Job.objects.results_df()):
+        assert list(frame.columns) == names
+        assert list(frame["runtime_s"].fillna(-1)) == [2, 1, 1, -1]
+        assert str(frame["started"].dtype).startswith("datetime64[") and str(frame["started"].dt.tz) == "UTC"
+        assert frame["started"][0] == pandas.Timestamp("1970-01-01T00:00:01Z") and pandas.isna(frame["started"][3])
+        assert (frame["return_code"].dtype, frame["id"].dtype, frame["data.energy"].dtype) == ("Int64", "int64", "float64")
+        assert frame["data.dotted.key"].dtype == "boolean" and frame["data.list"][2] == [1, 2]
+        assert frame["data.energy"][0] == -1.5
+
+
+def test_frames_follow_conditions_order_and_slices(db: Database, balsam: Balsam) -> None:
+    pytest.importorskip("pandas")
+    frame = BalsamJob.objects.filter(id__gt=1).order_by("-id")[:2].results_df("name", "parameters.T", "runtime")
+    assert (list(frame.columns), list(frame["parameters.T"])) == (["name", "parameters.T", "runtime_s"], ["400", "300"])
+    assert list(Job.objects.filter(state="JOB_FINISHED").results_df("id").id) == [1, 2]
+    assert list(Job.objects.all()[1:3].results_df("id", "node").node) == ["n2", "n3"]
+    assert len(BalsamJob.objects.none().results_df("name", "runtime")) == 0
+    with pytest.raises(UnknownField, match=r"data\.energy"):
+        BalsamJob.objects.all().results_df("data.enrgy")
+    for others in (BalsamJob.objects.values("name").distinct(), EventLog.objects.all()):
+        with pytest.raises(InvalidSpec, match="Only jobs"):
+            others.results_df()
+
+
+def test_frames_of_fields_have_run_time_memory_and_node(db: Database, balsam: Balsam) -> None:
+    pytest.importorskip("pandas")
+    for frame in (BalsamJob.objects.all().to_df(), Job.objects.all().to_df()):
+        assert list(frame["node"]) == ["n1", "n2", "n3", ""]
+        assert list(frame["runtime_s"].fillna(-1)) == [2, 1, 1, -1]
+        assert {"started", "ended", "max_memory_bytes", "tags", "data"} <= set(frame.columns)
+        assert frame["started"].dtype.kind == "M"
+        assert frame["return_code"].dtype == "Int64"
+    assert list(Job.objects.filter(id=2).to_df("runtime", "id").runtime) == [1]

@@ -42,6 +42,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for variable in list(os.environ):
             if variable.startswith(("BALSAM_", "_BALSAM")) and variable != CI:
                 patch.delenv(variable)
+        patch.setenv("PAGER", "cat")  # else listings on a terminal would wait for a key
         # Whatever scheduler this machine has; tests of schedulers ask for theirs.
         patch.setenv("BALSAM_SCHEDULER_CLASS", "LocalScheduler")
         patch.setenv("BALSAM_HOME", str(tmp_path_factory.getbasetemp() / f"balsam-home-{next(_homes)}"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -150,6 +151,7 @@ _OPTIONS = (
         help="File to write; its suffix names the format. -: stdout.",
     ),
     option("--wide", cls=LaterOption, is_flag=True, help="Print whole cells and all columns, however wide the terminal is."),
+    option("--no-pager", cls=LaterOption, is_flag=True, help="Do not page a long output on a terminal (PAGER, else less)."),
 )
 
 
@@ -181,6 +183,7 @@ class Look(NamedTuple):
     is_whole: bool  # the user has named a format of all keys: no limit but the user's holds, and words are left out
     is_wide: bool
     path: str = ""  # of the file to write; "": stdout
+    is_paged: bool = True  # on a terminal
 
     @classmethod
     def of(
@@ -196,7 +199,7 @@ class Look(NamedTuple):
             InvalidSpec: an unknown format. UnknownField: an unknown column. Both name the nearest. UsageError.
             BalsamError: the file cannot be written.
         """
-        columns, is_wide = (options.pop(name) for name in ("columns", "wide"))
+        columns, is_wide, no_pager = (options.pop(name) for name in ("columns", "wide", "no_pager"))
         form, path = chosen_format(options)
         is_whole = form in _WHOLE
         if history:
@@ -209,14 +212,29 @@ class Look(NamedTuple):
                 raise UnknownField(f"There is no column {name!r}.{near}", hint=f"Columns: {', '.join(kind.keys)}")
         usual = kind.keys if is_whole or (verbose and not history) else kind.table
         form = form or ("table" if names else verbose_form if verbose else "")
-        return cls(form, names or usual, bool(names), is_whole, is_wide, path)
+        return cls(form, names or usual, bool(names), is_whole, is_wide, path, not no_pager)
 
     @classmethod
     def of_format(cls, options: dict[str, Any]) -> Look:
         """Take the values of `format_options` out of a command's options. Raises as `of`, but for columns."""
-        is_wide = options.pop("wide")
+        is_wide, no_pager = options.pop("wide"), options.pop("no_pager")
         form, path = chosen_format(options)
-        return cls(form, (), False, form in _WHOLE, is_wide, path)
+        return cls(form, (), False, form in _WHOLE, is_wide, path, not no_pager)
+
+
+@contextmanager
+def paged(look: Look) -> Iterator[None]:
+    """Within the block, page a long output on a terminal, unless the user wants none; who leaves the pager ends the command."""
+    if not look.is_paged or look.path or not sys.stdout.isatty():
+        yield
+        return
+    from . import pager
+
+    try:
+        with pager.paged():
+            yield
+    except pager.PagerLeft:
+        click.get_current_context().exit(0)
 
 
 def chosen_format(options: dict[str, Any]) -> tuple[str, str]:

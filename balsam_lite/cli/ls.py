@@ -110,7 +110,8 @@ def ls(what: str, chosen: Selection, **options: Any) -> None:
     show, kind = _KINDS["counts" if what == "jobs" and options["by_states"] and not history else what]
     look = listing.Look.of(options, kind, history=history, verbose=options["verbose"])
     db = open_db()
-    show(db, Wanted(chosen=chosen, where=chosen.conditions(is_name_part=True), look=look, **options))
+    with listing.paged(look):
+        show(db, Wanted(chosen=chosen, where=chosen.conditions(is_name_part=True), look=look, **options))
 
 
 @click.command("ls", cls=BalsamCommand)
@@ -139,7 +140,8 @@ def job_ls(
     kind = listing.COUNTS if by_states and not history else listing.JOBS
     look = listing.Look.of(options, kind, history=history, verbose=verbose)
     jobs = listing.SiteJobs(lambda question: ask_sites(site, question), chosen.conditions(), sort, limit)
-    number = jobs.show(look, by_states=by_states, history=history, verbose=verbose)
+    with listing.paged(look):
+        number = jobs.show(look, by_states=by_states, history=history, verbose=verbose)
     if not number and not look.is_whole:
         say(f"No job matches on {', '.join(jobs.sites)}.")
 
@@ -160,10 +162,11 @@ def app_ls(site: str, verbose: bool, **options: Any) -> None:
     look = listing.Look.of(options, listing.APPS, verbose=verbose)
     answers = ask_sites(site, lambda one: one.select("app"))
     found = [listing.app_object(app, entry.name) for entry, apps in answers for app in apps]
-    if verbose and not look.form:
-        _print(line for app in found for line in (*output.yaml_lines(_app_form(app)), "----"))
-    else:
-        listing.show(look, found)
+    with listing.paged(look):
+        if verbose and not look.form:
+            _print(line for app in found for line in (*output.yaml_lines(_app_form(app)), "----"))
+        else:
+            listing.show(look, found)
     if not found and not look.is_whole:
         say(f"No application is on {', '.join(entry.name for entry, _ in answers)}.")
 

@@ -175,7 +175,8 @@ def list_(
     rows = [listing.batch_job_object(row, entry.name) for entry, found in answers for row in reversed(found)]
     if not rows and not look.is_whole:
         say(_NONE_ACTIVE if "state" in where else "No batch job matches.")
-    listing.show(look, rows)
+    with listing.paged(look):
+        listing.show(look, rows)
 
 
 # --- term, rm ---------------------------------------------------------------------------------------------------------

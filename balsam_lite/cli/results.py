@@ -56,7 +56,7 @@ def results(
         say(f"No job matches{f' {chosen}' * bool(chosen)}.")
         return
     is_table = look.form in ("", "table") and not look.path and sys.stdout.isatty()
-    with ExitStack() as stack:
+    with listing.paged(look), ExitStack() as stack:
         for one in sites:
             stack.enter_context(one.at_one_moment())
         pages = SitePages([(one, chosen.conditions()) for one in sites], sort.replace(".", "__"), limit)

@@ -198,7 +198,9 @@ def list_(*, verbose: bool, **options: Any) -> None:
         balsam site ls --json
     """
     look = listing.Look.of(options, listing.SITES, verbose=verbose, verbose_form="yaml")
-    if not listing.show(look, _found_sites()) and not look.is_whole:
+    with listing.paged(look):
+        number = listing.show(look, _found_sites())
+    if not number and not look.is_whole:
         from ..db.engine import registry
 
         say(registry.hint())

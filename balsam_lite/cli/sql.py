@@ -58,13 +58,14 @@ def sql(*, query: str | None, file: str | None, timeout_s: float, views: bool, *
         from ..db.query.views import VIEWS
 
         rows = ([view.name, column.name, column.description] for view in VIEWS for column in view.columns)
-        listing.write(look, _VIEWS.table, rows, ())
+        with listing.paged(look):
+            listing.write(look, _VIEWS.table, rows, ())
         return
     from ..db.query import user_sql
     from ..db.query.views import TIME_COLUMNS
 
     text = _query_of(query, file)
-    with user_sql.opened(open_db()) as there:
+    with listing.paged(look), user_sql.opened(open_db()) as there:
         names, found = there.query(text, timeout_s)
         columns = user_sql.unique_names(names)
         listing.write(look, columns, found, TIME_COLUMNS, has_header=True)

@@ -45,7 +45,9 @@ def undo(*, number: int | None, is_list: bool, yes: bool, dry_run: bool, site: s
     """
     look = listing.Look.of(options, _ACTIONS)
     if is_list:
-        if not listing.show(look, _objects(site)) and not look.is_whole:
+        with listing.paged(look):
+            number = listing.show(look, _objects(site))
+        if not number and not look.is_whole:
             say("You have changed nothing.")
         return
     places = ask_all_sites(site, lambda one: (one, one.undo(number, dry_run=True)))

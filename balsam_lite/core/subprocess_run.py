@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, NamedTuple
 
 from . import import_guard
@@ -94,6 +94,32 @@ def run(
         if trouble:
             return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
         return Completed(argv, process.returncode, _text(output), _text(errors))
+
+
+class Pager:
+    """A program that shows what is written to its stdin until the user leaves it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: IO[bytes]) -> None:
+        self._process, self.stdin = process, stdin
+
+    def finish(self) -> None:
+        """End its input, and wait until the user leaves it. Ctrl-C is for the pager, which has the same terminal."""
+        with suppress(BrokenPipeError):
+            self.stdin.close()
+        while True:
+            try:
+                self._process.wait()
+            except KeyboardInterrupt:
+                continue
+            return
+
+
+def start_pager(command: str) -> Pager:
+    """Start a pager, given as a command line for the shell, on this process's terminal. Raises OSError."""
+    environ = {"LESS": "FRX", "LV": "-c", **os.environ}
+    process = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, env=environ)
+    assert process.stdin
+    return Pager(process, process.stdin)
 
 
 def run_module(module: str, *words: str) -> Completed:

@@ -52,15 +52,15 @@ class RowReader:
     def __init__(self, path: str) -> None:
         """Open the file. Raises NotFound, InputError: it cannot be read."""
         self.name = "stdin" if path == "-" else path
+        self._is_file = path != "-"
         self.line = 0  # where the last row began
-        self.bytes_read = 0
+        self.is_cut = False  # the last line has no end
         self._lines_read = 0
         #: Numbers of rows, counted from 1, and their lines, where these are not the numbers after those before.
         self._numbers, self._lines = array("q"), array("q")
         self._rows = 0
         try:
-            self._file: IO[bytes] = sys.stdin.buffer if path == "-" else open(path, "rb")
-            self.size = os.fstat(self._file.fileno()).st_size if path != "-" else 0
+            self._file: IO[bytes] = open(path, "rb") if self._is_file else sys.stdin.buffer
         except FileNotFoundError:
             raise NotFound(f"There is no file {path}.") from None
         except (OSError, ValueError, AttributeError) as exc:
@@ -74,13 +74,23 @@ class RowReader:
 
     def close(self) -> None:
         """Close the file, unless it is stdin."""
-        if self._file is not sys.stdin.buffer:
+        if self._is_file:
             self._file.close()
 
     def fail(self, text: str, column: int = 0, line: int = 0, hint: str = "") -> InvalidSpec:
         """Return the error about the last row, or about another line, and one of its columns, counted from 1."""
         where = f"{self.name}, line {line or self.line}{f', column {column}' if column else ''}"
         return InvalidSpec(f"{where}: {text}", hint=hint)
+
+    def count_lines(self) -> int:
+        """Return the number of lines of a file that has not been read yet; 0: it can be read only once."""
+        if not self._file.seekable():
+            return 0
+        at = self._file.tell()
+        self._file.seek(0)
+        lines = sum(block.count(b"\n") for block in iter(lambda: self._file.read(1 << 20), b""))
+        self._file.seek(at)
+        return lines
 
     def line_of(self, number: int) -> int:
         """Return the line where the row with that number, counted from 1, began."""
@@ -99,7 +109,7 @@ class RowReader:
         try:
             while raw := self._file.readline(_MAX_LINE + 1):
                 self._lines_read += 1
-                self.bytes_read += len(raw)
+                self.is_cut = not raw.endswith(b"\n")
                 yield self._decoded(raw)
         except OSError as exc:
             raise InputError(f"{self.name}, after line {self._lines_read}: cannot be read: {exc.strerror}") from exc

@@ -37,7 +37,10 @@ def open_db() -> Database:
 
 @contextmanager
 def progress_of(total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show on the terminal, on stderr, how much of `total` is done; call what this gives with each further number done."""
+    """Show on the terminal, on stderr, how much of `total` is done; call what this gives with each further number done.
+
+    If `total` is 0, which means unknown, the number is shown.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -46,14 +49,14 @@ def progress_of(total: int) -> Iterator[Callable[[int], None] | None]:
     def add(number: int) -> None:
         nonlocal done
         done += number
-        sys.stderr.write(f"\r{min(done * 100 // max(total, 1), 100):3} %")
+        sys.stderr.write(f"\r{min(done * 100 // total, 100):3} %" if total else f"\r{done}")
         sys.stderr.flush()
 
     try:
         yield add
     finally:
         if done:
-            sys.stderr.write("\r     \r")
+            sys.stderr.write(f"\r{' ' * max(5, len(str(done)))}\r")
 
 
 # --- sites ------------------------------------------------------------------------------------------------------------

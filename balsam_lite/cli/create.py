@@ -17,8 +17,8 @@ from ..db.query import queries, text_forms
 from ..sites.interface import Row, SiteInterface
 from . import completion, output
 from .apps import warn_of
-from .common import confirm_or_end, long_site_option, one_site, pairs, row_number, warn
-from .group import BalsamCommand, LaterOption, SentenceOption, SeparateOption, WordsOption, option
+from .common import COUNT, COUNT0, confirm_or_end, long_site_option, one_site, pairs, row_number, warn
+from .group import BalsamCommand, Choice, LaterOption, SentenceOption, SeparateOption, WordsOption, option
 from .selection import A_JOB, job_numbers
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ _RUN_WHEN_EPILOG = "\n\n".join(
 #: The options of every new job, in the order of the help text. Their values are checked as fields.
 _OPTIONS = (
     option(
-        "-a", "--app", "--application", "application", required=True, metavar="NAME", shell_complete=completion.applications,
+        "-a", "--app", "--application", "application", metavar="NAME", shell_complete=completion.applications,
         help="Application to run (`balsam ls apps`).",
     ),
     option(
@@ -115,6 +115,49 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+#: The options of `balsam job` that add many jobs, see `many`, and that keep jobs unique.
+_MANY_OPTIONS = (
+    option(
+        "--sweep", "sweeps", cls=LaterOption, multiple=True, metavar="NAME=VALUES",
+        help="Add a job for each value: T=100:500:20 (500 included), P=1,2,5 or x=@FILE. Repeated: for each combination. "
+        "{NAME} in --args, --name and other texts becomes the value, which is also a parameter.",
+    ),
+    option("--zip", "is_zipped", cls=LaterOption, is_flag=True, help="Combine the first values, the second ones, and so on."),
+    option("--random", "random", cls=LaterOption, type=COUNT, metavar="N", help="Draw N of the combinations."),
+    option("--seed", "seed", cls=LaterOption, type=COUNT0, metavar="S", help="The same seed draws the same combinations."),
+    option("--array", cls=LaterOption, metavar="RANGE", help="Sweep the variable i: 1-1000, 1-10:2 or 1,5,7-9."),
+    option(
+        "--from-file", "from_file", cls=LaterOption, metavar="FILE",
+        help="Add a job for each row of a .csv, .tsv or .jsonl file. A column is a field, a parameter, data.X or tags.X; "
+        "the other options are for all jobs. - is stdin.",
+    ),
+    option(
+        "--input-format", cls=LaterOption, type=Choice(["csv", "tsv", "jsonl"]),
+        help="Format of that file. [default: by its name]",
+    ),
+    option(
+        "--commands", "commands", cls=LaterOption, metavar="FILE",
+        help="Add a job for each line, which bash runs. Blank lines and # comments are skipped. - is stdin.",
+    ),
+    option(
+        "--unique", cls=LaterOption, type=Choice(["name", "workflow+name", "args", "hash"]),
+        help="Add each job once: give it a unique_key made of its name, of its application with arguments and parameters, or "
+        "of all that determines its run.",
+    ),
+    option(
+        "--on-duplicate", cls=LaterOption, type=Choice(["refuse", "skip"]),
+        help="What to do if a unique_key is there already: add nothing, or only the others. [default: refuse]",
+    ),
+    option("--dry-run", cls=LaterOption, is_flag=True, help="Only check the jobs; show the first, the last and their number."),
+)  # fmt: skip
+
+
+def _many_options(command: _Function) -> _Function:
+    for decorate in reversed(_MANY_OPTIONS):
+        command = decorate(command)
+    return command
+
+
 def _job_options(command: _Function) -> _Function:
     for decorate in reversed(_OPTIONS):
         command = decorate(command)
@@ -137,13 +180,15 @@ class _Wording(NamedTuple):
     shell_complete=completion.jobs, help=f"Job to wait for: {A_JOB}; may be repeated.",
 )  # fmt: skip
 @_job_options
+@_many_options
 @long_site_option
 @click.pass_context
 def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, **options: Any) -> None:
-    """Add a job: one planned run of an application, with its arguments or parameters.
+    """Add a job: one planned run of an application, with its arguments or parameters. Or add many.
 
     It needs --name and --workflow, or else --workdir. `balsam job` and `balsam job create` are two names of one command; the
-    first one prints the new job as Balsam 0.3 did, the second one as Balsam 0.7.
+    first one prints the new job as Balsam 0.3 did, the second one as Balsam 0.7. Many jobs, by --sweep, --array, --from-file or
+    --commands, are added all or none.
 
     \b
     Examples:
@@ -156,19 +201,48 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
             --param say_hello_to=world --yes
         balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 \\
             -tag run=7 -pid 5 --site theta
+        balsam job --name sim --workflow scan --app sim \\
+            --sweep T=100:500:20 --sweep P=1,2,5 --args "-t {T} -p {P}"
+        balsam job --from-file runs.csv --app sim --unique hash --dry-run
+        balsam job --commands commands.txt --yes
     """
     is_of_slides = ctx.info_name == "job"
-    if options["workdir"] is None:
-        for name in ("name", "workflow") if is_of_slides or options["name"] is not None else ("workdir",):
-            if options[name] is None:
-                raise click.MissingParameter(ctx=ctx, param=next(one for one in ctx.command.params if one.name == name))
+    many = {name: options.pop(name) for name in _MANY_NAMES}
+    is_file = many["from_file"] is not None or many["commands"] is not None
+    is_many = is_file or bool(many["sweeps"] or many["array"] is not None)
+    if many["on_duplicate"] and not many["unique"] and many["from_file"] is None:
+        raise click.UsageError("--on-duplicate goes with --unique.")
+    if not is_file:
+        _require(ctx, options, "application")
+        if options["workdir"] is None:
+            _require(ctx, options, *(("name", "workflow") if is_of_slides or options["name"] is not None else ("workdir",)))
     if not is_of_slides and options["wall_time_minutes"] == "0":  # Balsam 0.7's "unknown"
         options["wall_time_minutes"] = None
-    fields = _fields_of(options)
+    if is_many or any(many[name] for name in ("is_zipped", "random", "seed", "input_format", "dry_run")):
+        from . import many as many_jobs
+
+        many_jobs.check({**options, **many})
     if is_of_slides and not site:
         directories.find(ctx.find_root().obj)
+    if not is_many:
+        fields = _fields_of(options)
+        if many["unique"]:
+            from ..campaigns import job_rows
+
+            fields["unique_key"] = job_rows.key_maker(many["unique"])(fields)
+        target = one_site(site)
+        numbers = job_numbers(target, parents)
+        _add(target, fields, numbers, yes, _AS_SLIDES if is_of_slides else _AS_WORKSHOP, many)
+        return
+    fields = _given(options)
     target = one_site(site)
-    _add(target, fields, job_numbers(target, parents), yes, _AS_SLIDES if is_of_slides else _AS_WORKSHOP)
+    app = None
+    if fields.get("application"):
+        app = _application(target, fields["application"], _place_of(target, is_of_slides))
+        fields["application"] = app["name"]
+    if parents:
+        fields["parent_ids"] = job_numbers(target, parents)
+    many_jobs.add(target, {**options, **many}, fields, app, yes)
 
 
 @click.command(cls=BalsamCommand)
@@ -184,6 +258,7 @@ def mkchild(ctx: click.Context, /, *, parent: str | None, yes: bool, **options: 
         balsam mkchild --name check --application verify --yes
         balsam mkchild --parent 7df8 --name check --application verify
     """
+    _require(ctx, options, "application")
     caller = parent or os.environ.get("BALSAM_JOB_ID", "")
     if not caller:
         raise click.UsageError("No job calls this: BALSAM_JOB_ID is not set. Name the parent with --parent.")
@@ -200,18 +275,42 @@ def mkchild(ctx: click.Context, /, *, parent: str | None, yes: bool, **options: 
     click.echo(output.new_link(above, added))
 
 
-def _fields_of(options: Mapping[str, Any]) -> Row:
-    """Return the fields of a new job for options, some of which have the opposite meaning.
+#: The parameters of `_MANY_OPTIONS`.
+_MANY_NAMES = (
+    "sweeps", "is_zipped", "random", "seed", "array", "from_file", "input_format", "commands", "unique", "on_duplicate",
+    "dry_run",
+)  # fmt: skip
+
+
+def _require(ctx: click.Context, options: Mapping[str, Any], *names: str) -> None:
+    """Raise MissingParameter if one of these options is not given."""
+    for name in names:
+        if options[name] is None:
+            raise click.MissingParameter(ctx=ctx, param=next(one for one in ctx.command.params if one.name == name))
+
+
+def _given(options: Mapping[str, Any]) -> Row:
+    """Return the fields of new jobs for options, as typed; some options have the opposite meaning.
 
     Raises:
-        InvalidSpec: a word without `=`, or a value that is none of its field.
+        InvalidSpec: a word without `=`.
     """
     values = {name: value for name, value in options.items() if value is not None}
     values.update({name: pairs(values[name], as_typed) for name, as_typed in _PAIRS.items()})
     values["auto_timeout_retry"] = not values.pop("disable_auto_timeout_retry")
     values["wait_for_parents"] = not values.pop("no_wait_for_parents")
-    if not values["application"]:
+    if values.get("application") == "":
         raise InvalidSpec("job application must not be empty")
+    return values
+
+
+def _fields_of(options: Mapping[str, Any]) -> Row:
+    """Return the fields of a new job for options.
+
+    Raises:
+        InvalidSpec: a word without `=`, or a value that is none of its field.
+    """
+    values = _given(options)
     others: Row = {name: values.pop(name) for name in ("workdir", "allow_shared_workdir", "launch_params") if name in values}
     if "workdir" in others:
         others["workdir"] = field_specs.checked_workdir(others["workdir"])
@@ -220,23 +319,35 @@ def _fields_of(options: Mapping[str, Any]) -> Row:
     return {**field_specs.check_job(values), **others, **{name: values[name] for name in as_typed}}
 
 
-def _add(target: SiteInterface, fields: Row, parents: list[int], yes: bool, style: _Wording) -> Row:
-    """Check the job, show it, ask, and add it; return its fields. The answer "no" ends the command.
+def _place_of(target: SiteInterface, is_of_slides: bool) -> str:
+    return "in this DB" if is_of_slides else f"on site {target.entry.name}"
+
+
+def _add(
+    target: SiteInterface, fields: Row, parents: list[int], yes: bool, style: _Wording, many: Mapping[str, Any] = {}
+) -> Row:
+    """Check the job, show it, ask, and add it; return its fields. The answer "no" ends the command, and so does --dry-run.
 
     Raises:
-        UnknownApp, UnknownJob. InvalidSpec: parameters are missing or too many, or the workdir is another job's.
+        UnknownApp, UnknownJob, DuplicateKey. InvalidSpec: parameters are missing or too many, or the workdir is another job's.
     """
-    app = _application(target, fields["application"], "in this DB" if style is _AS_SLIDES else f"on site {target.entry.name}")
+    app = _application(target, fields["application"], _place_of(target, style is _AS_SLIDES))
     job_id = _unused_id(target)
     row = {name: value for name, value in fields.items() if name != "application"}
     row.update(app_id=app["id"], parent_ids=parents, job_id=job_id)
     target.check_jobs([row])
     click.echo("\n".join(style.lines(target, app, row)))
     _warn_of_unused(app, fields)
+    if many.get("dry_run"):
+        click.echo("1 job would be added.")
+        return fields
     if not yes:
         confirm_or_end(style.question, "Add job")
-    (made,) = target.create("job", [row])
-    click.echo(style.done.format(id=made["id"]))
+    (made,) = target.create("job", [row], many.get("on_duplicate") or "refuse")
+    if many.get("on_duplicate") == "skip" and made["job_id"] != job_id:
+        click.echo(f"Skipped 1 job whose unique key is there already: #{made['id']}")
+    else:
+        click.echo(style.done.format(id=made["id"]))
     return {**fields, "job_id": job_id}
 
 

@@ -43,7 +43,7 @@ of 10 000 rows or more costs little beyond its rows. Code that needs only the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -164,6 +164,22 @@ class SiteInterface(Protocol):
 
         Raises:
             UnknownField, InvalidSpec, DuplicateKey (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
+        """
+
+    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+        """Add very many jobs; all or none. Return {"first": id of the first new one, "jobs": number of new ones, "skipped":
+        number of those not added because another job has their unique_key, "existing": ids of the first of those jobs}.
+
+        Rows are those of `create`, and may have `parents`: a text is the name of a job in `rows`, or else names a job at the
+        site; a number is a position in `rows`, counted from 0. At a site of this host memory is constant; to another host at
+        most `rpc.remote.MAX_SENT_JOBS` are sent.
+
+        Args:
+            on_duplicate: "skip" leaves out jobs whose unique_key exists; "refuse" raises DuplicateKey.
+            dry_run: only raise what would be raised, and count.
+
+        Raises:
+            as `create`, with the number of the row.
         """
 
     def check_jobs(self, rows: Sequence[Row]) -> None:

@@ -28,7 +28,7 @@ from .interface import Row
 #: Fields that the DB maintains; they may be given, but empty, when a job is created.
 _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
 #: Extra keys accepted besides the fields when a job is created.
-_EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
+_EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin", "parents")
 _APP_NAMES = ("app_id", "app", "application")
 
 #: States in which a function has ended, so that its result may exist.
@@ -292,6 +292,44 @@ def create(db: Database, rows: Sequence[Row], on_duplicate: str = unique_keys.RE
             return made
         known = {row["id"]: row for row in (*made, *select.jobs(cx, {"id": added.skipped_ids}))}
     return [known[added.id_of(position)] for position in range(len(rows))]
+
+
+#: Jobs whose ids `add` returns of those that were skipped.
+_MAX_NAMED = 20
+
+
+def add(
+    db: Database,
+    rows: Iterable[Row],
+    on_duplicate: str = unique_keys.REFUSE,
+    dry_run: bool = False,
+    progress: large_writes.Progress | None = None,
+) -> Row:
+    """Add jobs, in constant memory; see `SiteInterface.add_jobs`."""
+    with db.read() as cx:
+        apps = Apps(select.apps(cx))
+    make = JobMaker(apps, Settings.load(db.directory).GPUS_PER_NODE)
+
+    def jobs() -> Iterator[Row]:
+        for number, row in enumerate(rows, 1):
+            try:
+                job = make(row)
+            except BalsamError as exc:
+                raise type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint) from exc
+            if row.get("parents"):
+                given = [insert.Named(one) if isinstance(one, str) else insert.Position(one) for one in row["parents"]]
+                job["parents"] = [*row.get("parent_ids", ()), *given]
+            yield job
+
+    added = insert.add_jobs(db, jobs(), progress, on_duplicate=on_duplicate, dry_run=dry_run)
+    if not added.skipped:
+        return {"first": added.first, "jobs": added.number, "skipped": 0, "existing": []}
+    return {
+        "first": added.first,
+        "jobs": added.number,
+        "skipped": len(added.skipped.positions),
+        "existing": [added.id_of(position) for position in added.skipped.positions[:_MAX_NAMED]],
+    }
 
 
 def check(db: Database, rows: Sequence[Row]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +231,11 @@ class LocalSite:
         options = (on_duplicate,) if kind == "job" else ()
         made: list[Row] = _keeper(kind).create(self.database, rows, *options) if rows else []
         return made
+
+    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+        """Add very many jobs."""
+        added: Row = _keeper("job").add(self.database, rows, on_duplicate, dry_run, self.progress)
+        return added
 
     def check_jobs(self, rows: Sequence[Row]) -> None:
         """Raise the errors that creating these jobs would."""

@@ -53,8 +53,12 @@ class Position(NamedTuple):
     value: int
 
 
+class Named(str):
+    """A parent given by its name in the same batch, or else by a word that names a job in the DB."""
+
+
 #: How a parent is given: the number of a job in the DB, a word that names one (see `queries.fitting`), the UUID of a job
-#: of the same batch, or a position in it.
+#: of the same batch, or a position or a name in it.
 Ref = Union[int, str, Position]
 
 
@@ -105,6 +109,7 @@ def add_jobs(
     start_after: int | None = None,
     on_duplicate: str = unique_keys.REFUSE,
     apps: Sequence[applications.AppChange] = (),
+    dry_run: bool = False,
 ) -> Added:
     """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); missing fields take their defaults.
 
@@ -121,6 +126,7 @@ def add_jobs(
         on_duplicate: "skip" leaves out jobs whose `unique_key` is that of a job in the DB, or of an earlier one of `jobs`. The
             job with that key takes their place as a parent; its own parents stay as they are. "refuse" raises DuplicateKey.
         apps: applications to add or change in the transaction in which the jobs become visible.
+        dry_run: only raise what would be raised, and count.
 
     Raises:
         UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp.
@@ -138,6 +144,12 @@ def add_jobs(
         spool.apps = apps
         spool.applications.difference_update(app.fields["name"] for app in apps)
         edges = _resolved(spool, linked)
+        if dry_run:
+            with db.read() as cx:
+                _check_apps(cx, spool.applications)
+                spool.skip(db, on_duplicate)
+                _check_before(cx, spool, edges.of_new(spool.skipped))
+            return spool.added(0, {})
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
             added = Insertion(db, spool, edges, progress, on_duplicate).carry_out()
@@ -208,7 +220,7 @@ def refs(parents: Any) -> Iterator[Ref]:
         raise InvalidSpec(f"parents must be a list of jobs, not {parents!r}")
     for parent in dict.fromkeys(parents):
         if isinstance(parent, (str, UUID)):
-            yield str(parent).strip()
+            yield parent if isinstance(parent, Named) else str(parent).strip()
         elif isinstance(parent, (int, Position)) and not isinstance(parent, bool):
             yield parent
         else:
@@ -327,6 +339,19 @@ class _Spool:
                     hint="Name a job of the batch by dag.Position(n) or its UUID, and one in the DB by its number.",
                 )
 
+    def positions_by_name(self, names: Set[str]) -> dict[str, list[int]]:
+        """Return the positions of the jobs of this batch with these names."""
+        found: dict[str, list[int]] = {}
+        first = 0
+        for chunk in self.chunks() if names else ():
+            if "name" in chunk.columns:
+                at = chunk.columns.index("name")
+                for place, row in enumerate(chunk.rows, first):
+                    if row[at] in names:
+                        found.setdefault(row[at], []).append(place)
+            first += len(chunk.rows)
+        return found
+
     def positions(self, job_ids: set[str]) -> dict[str, int]:
         """Return the positions of the jobs with these UUIDs, of those in this batch."""
         found: dict[str, int] = {}
@@ -359,12 +384,22 @@ class _Edges(NamedTuple):
 
 def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
     """Find the parents that are in the batch, and refuse a cycle in it. Takes time linear in the dependencies."""
-    words = {ref: ref.lower() for ref, _ in (*spool.parents, *linked) if isinstance(ref, str)}
+    words = {ref: ref.lower() for ref, _ in (*spool.parents, *linked) if isinstance(ref, str) and not isinstance(ref, Named)}
     positions = spool.positions(set(words.values()))
     own = {word: positions[lower] for word, lower in words.items() if lower in positions}
     spool.refuse_names(words.keys() - own.keys())
+    named = spool.positions_by_name({ref for ref, _ in spool.parents if isinstance(ref, Named)})
     edges = _Edges([], [], [])
     for parent, child in spool.parents:
+        if isinstance(parent, Named):
+            places = named.get(parent, [])
+            if len(places) > 1:
+                numbers = graph.listed(place + 1 for place in places)
+                raise AmbiguousJobId(
+                    f"Job number {child + 1}: the parent {str(parent)!r} is the name of the jobs number {numbers}.",
+                    hint="Give these jobs different names, or name the parent by its position.",
+                )
+            parent = Position(places[0]) if places else str(parent)
         place = position(parent, spool.rows, child) if isinstance(parent, Position) else own.get(parent)  # type: ignore[arg-type]
         if place is None:
             edges.outer.append((parent, child))  # type: ignore[arg-type]
@@ -462,6 +497,14 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
         graph.add_dependencies(cx, pairs, SystemClock.now_us())
 
 
+def _check_before(cx: sqlite3.Connection, spool: _Spool, edges: _Edges) -> dict[int | str, int]:
+    """Raise what an insert would raise about parents and working directories. Return the known parents, see `_known`."""
+    known = _known(cx, edges)
+    for chunk in spool.new_chunks() if spool.has_claims else ():
+        _refuse_shared(cx, chunk)
+    return known
+
+
 # --- inserting in pieces ----------------------------------------------------------------------------------------------
 
 
@@ -499,9 +542,7 @@ class Insertion(pieces.HiddenInsert):
     def _look_up(self, db: Database) -> None:
         """Find the parents, and raise what can be raised before anything is written."""
         with db.read() as cx:
-            self._known = _known(cx, self._edges)
-            for chunk in self._spool.new_chunks() if self._spool.has_claims else ():
-                _refuse_shared(cx, chunk)
+            self._known = _check_before(cx, self._spool, self._edges)
 
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
         for chunk in self._spool.new_chunks():

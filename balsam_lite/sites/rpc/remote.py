@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from ... import __version__
 from ...core import field_specs, import_guard, subprocess_run
 from ...core.errors import BalsamError, InvalidSpec, NotABalsamDB, RemoteError, SiteUnreachable
 from ...db.engine.registry import SiteEntry
-from ..interface import SiteInterface
+from ..interface import Row, SiteInterface
 from . import protocol, ssh
 
 #: Maximum number of seconds for connecting.
 CONNECT_S = 4
 #: Maximum seconds of a whole call: one made to all sites, one that only reads, and one that changes.
 ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
+#: Jobs that one request adds.
+MAX_SENT_JOBS = 100_000
 #: A hundred thousand jobs with long descriptions take a tenth of this.
 MAX_ANSWER_BYTES = 2 * 1024**3
 
 #: Fields of jobs and applications that hold a path.
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "user_workdir", "envscript"})
 
-_CHANGING = ("create", "update", "update_where", "delete", "undo", "rerun", "kill")
+_CHANGING = ("create", "add_jobs", "update", "update_where", "delete", "undo", "rerun", "kill")
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -78,6 +81,18 @@ class RemoteSite:
     results = _forwarded(SiteInterface.results)
     create = _forwarded(SiteInterface.create)
     check_jobs = _forwarded(SiteInterface.check_jobs)
+
+    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+        """Send the jobs in one request. Raises InvalidSpec: these are too many for one."""
+        sent = list(islice(rows, MAX_SENT_JOBS + 1))
+        if len(sent) > MAX_SENT_JOBS:
+            raise InvalidSpec(
+                f"More than {MAX_SENT_JOBS} jobs cannot be added at {self.entry.address} at once; nothing was added.",
+                hint="Copy the file to that host and add them there, where no number is too large.",
+            )
+        added: Row = self._ask("add_jobs", {"rows": sent, "on_duplicate": on_duplicate, "dry_run": dry_run})
+        return added
+
     update = _forwarded(SiteInterface.update)
     update_where = _forwarded(SiteInterface.update_where)
     delete = _forwarded(SiteInterface.delete)

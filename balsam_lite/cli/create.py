@@ -5,163 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import click
 
 from ..core import command_line, field_specs
-from ..core.clock import FORMS
 from ..core.errors import InvalidSpec, UnknownApp
 from ..db.engine import directories
 from ..db.query import queries, text_forms
 from ..sites.interface import Row, SiteInterface
 from . import completion, output
 from .apps import warn_of
-from .common import COUNT, COUNT0, confirm_or_end, long_site_option, one_site, pairs, row_number, warn
-from .group import BalsamCommand, Choice, LaterOption, SentenceOption, SeparateOption, WordsOption, option
+from .common import confirm_or_end, long_site_option, one_site, pairs, row_number, warn
+from .group import BalsamCommand, SeparateOption, option
+from .job_options import MANY_NAMES, PAIRS, RUN_WHEN_EPILOG, job_options, many_options
 from .selection import A_JOB, job_numbers
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-#: Options of NAME=VALUE words, by their parameters.
-_PAIRS = {"tags": "--tag", "parameters": "--param", "launch_params": "--launch-param", "environ_vars": "--env"}
-_RUN_WHEN_EPILOG = "\n\n".join(
-    ["Values of --run-when:", *(f"{value}: {text}." for value, text in field_specs.RUN_WHEN.items())]
-)
-
-#: The options of every new job, in the order of the help text. Their values are checked as fields.
-_OPTIONS = (
-    option(
-        "-a", "--app", "--application", "application", metavar="NAME", shell_complete=completion.applications,
-        help="Application to run (`balsam ls apps`).",
-    ),
-    option(
-        "-p", "--param", "parameters", cls=LaterOption, multiple=True, metavar="NAME=VALUE",
-        help="Parameter of the application; may be repeated.",
-    ),
-    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments, appended to the application's command line."),
-    option(
-        "-t", "--wall-time-minutes", "--wall-time-min", "wall_time_minutes", metavar="TIME",
-        help=f"Longest expected run time: {FORMS}. [default: 1, which means unknown]",
-    ),
-    option("-n", "--num-nodes", "num_nodes", metavar="N", help="Number of nodes. [default: 1]"),
-    option("--coschedule-num-nodes", metavar="N", help="Stored, without effect. [default: 0]"),
-    option(
-        "-npc", "--node-packing-count", "node_packing_count", metavar="N",
-        help="Maximum number of these jobs per node. [default: 1]",
-    ),
-    option("-rpn", "--ranks-per-node", "ranks_per_node", metavar="N", help="MPI ranks per node. [default: 1]"),
-    option("-tpr", "--threads-per-rank", "threads_per_rank", metavar="N", help="Threads per rank. [default: 1]"),
-    option("-tpc", "--threads-per-core", "threads_per_core", metavar="N", help="Threads per core. [default: 1]"),
-    option(
-        "-g", "--gpus-per-rank", "gpus_per_rank", metavar="N",
-        help="GPUs per rank; with a fraction, ranks share one. [default: 0]",
-    ),
-    option("--cpu-affinity", metavar="none|depth", help="depth: bind each rank to separate cores. [default: none]"),
-    option(
-        "-lp", "--launch-param", "launch_params", cls=LaterOption, multiple=True, metavar="NAME=VALUE",
-        help="Parameter of the MPI start command; may be repeated.",
-    ),
-    option("--mpi-flags", cls=WordsOption, metavar="FLAGS", help="Additional flags for the MPI start command."),
-    option("--description", cls=SentenceOption, metavar="WORDS...", help="Free text."),
-    option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag; may be repeated."),
-    option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="Environment variable; may be repeated."),
-    option("--data", metavar="JSON", help="JSON object for your own use."),
-    option("--priority", metavar="N", help="Priority; jobs with a higher one start first. [default: 0]"),
-    option(
-        "--run-when", metavar="WHEN",
-        help=f"When its parents let it run: {', '.join(field_specs.RUN_WHEN)}. [default: all_finished]",
-    ),
-    option("--no-wait-for-parents", is_flag=True, help="Start without waiting for the parents."),
-    option(
-        "--post_handle_error", "--post-handle-error", "post_error_handler", is_flag=True,
-        help="Run the postprocess script after an error, too.",
-    ),
-    option(
-        "--post_handle_timeout", "--post-handle-timeout", "post_timeout_handler", is_flag=True,
-        help="Run the postprocess script after a timeout, too.",
-    ),
-    option(
-        "--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True,
-        help="Fail after a timeout instead of running again.",
-    ),
-    option(
-        "--exit-0-is-done-after-stop", is_flag=True,
-        help="Count exit code 0 as success even after the launcher told it to stop.",
-    ),
-    option("--keep-background", is_flag=True, help="Keep processes that it leaves in the background."),
-    option("--restart-limit", metavar="N", help="Maximum number of restarts after timeouts. [default: 10]"),
-    option("--max-retries", metavar="N", help="Maximum number of retries after errors. [default: 0]"),
-    option(
-        "--retry-codes", cls=WordsOption, metavar="CODES...",
-        help="Return codes after which to retry; signal 9 is -9. [default: all but 0]",
-    ),
-    option(
-        "--input-files", cls=WordsOption, metavar="GLOBS...",
-        help="Files of its parents to link into its directory. [default: *]",
-    ),
-    option("--url-in", "stage_in_url", metavar="URL", help="Copy from there to its directory before it starts."),
-    option("--url-out", "stage_out_url", metavar="URL", help="Copy results to there after it has ended."),
-    option(
-        "--stage-out-files", cls=WordsOption, metavar="GLOBS...",
-        help="Results to copy with --url-out, by patterns of their names.",
-    ),
-    option("-w", "--workdir", "workdir", cls=LaterOption, metavar="PATH", help="Working directory below data/."),
-    option(
-        "--allow-shared-workdir", cls=LaterOption, is_flag=True, help="Allow the workdir of another job that has not ended.",
-    ),
-    option("--user-workdir", metavar="DIR", help="Working directory anywhere else."),
-    option("-y", "--yes", is_flag=True, help="Do not ask."),
-)  # fmt: skip
-
-
-#: The options of `balsam job` that add many jobs, see `many`, and that keep jobs unique.
-_MANY_OPTIONS = (
-    option(
-        "--sweep", "sweeps", cls=LaterOption, multiple=True, metavar="NAME=VALUES",
-        help="Add a job for each value: T=100:500:20 (500 included), P=1,2,5 or x=@FILE. Repeated: for each combination. "
-        "{NAME} in --args, --name and other texts becomes the value, which is also a parameter.",
-    ),
-    option("--zip", "is_zipped", cls=LaterOption, is_flag=True, help="Combine the first values, the second ones, and so on."),
-    option("--random", "random", cls=LaterOption, type=COUNT, metavar="N", help="Draw N of the combinations."),
-    option("--seed", "seed", cls=LaterOption, type=COUNT0, metavar="S", help="The same seed draws the same combinations."),
-    option("--array", cls=LaterOption, metavar="RANGE", help="Sweep the variable i: 1-1000, 1-10:2 or 1,5,7-9."),
-    option(
-        "--from-file", "from_file", cls=LaterOption, metavar="FILE",
-        help="Add a job for each row of a .csv, .tsv or .jsonl file. A column is a field, a parameter, data.X or tags.X; "
-        "the other options are for all jobs. - is stdin.",
-    ),
-    option(
-        "--input-format", cls=LaterOption, type=Choice(["csv", "tsv", "jsonl"]),
-        help="Format of that file. [default: by its name]",
-    ),
-    option(
-        "--commands", "commands", cls=LaterOption, metavar="FILE",
-        help="Add a job for each line, which bash runs. Blank lines and # comments are skipped. - is stdin.",
-    ),
-    option(
-        "--unique", cls=LaterOption, type=Choice(["name", "workflow+name", "args", "hash"]),
-        help="Add each job once: give it a unique_key made of its name, of its application with arguments and parameters, or "
-        "of all that determines its run.",
-    ),
-    option(
-        "--on-duplicate", cls=LaterOption, type=Choice(["refuse", "skip"]),
-        help="What to do if a unique_key is there already: add nothing, or only the others. [default: refuse]",
-    ),
-    option("--dry-run", cls=LaterOption, is_flag=True, help="Only check the jobs; show the first, the last and their number."),
-)  # fmt: skip
-
-
-def _many_options(command: _Function) -> _Function:
-    for decorate in reversed(_MANY_OPTIONS):
-        command = decorate(command)
-    return command
-
-
-def _job_options(command: _Function) -> _Function:
-    for decorate in reversed(_OPTIONS):
-        command = decorate(command)
-    return command
 
 
 class _Wording(NamedTuple):
@@ -172,15 +30,15 @@ class _Wording(NamedTuple):
     done: str
 
 
-@click.command(cls=BalsamCommand, epilog=_RUN_WHEN_EPILOG)
+@click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("--name", help="Name, also of the output file and the working directory.")
 @option("--workflow", shell_complete=completion.workflows, help="A label that jobs share; also the directory above theirs.")
 @option(
     "-pid", "--parent", "--parent-id", "parents", cls=SeparateOption, multiple=True, metavar="JOB...",
     shell_complete=completion.jobs, help=f"Job to wait for: {A_JOB}; may be repeated.",
 )  # fmt: skip
-@_job_options
-@_many_options
+@job_options
+@many_options
 @long_site_option
 @click.pass_context
 def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, **options: Any) -> None:
@@ -207,7 +65,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
         balsam job --commands commands.txt --yes
     """
     is_of_slides = ctx.info_name == "job"
-    many = {name: options.pop(name) for name in _MANY_NAMES}
+    many = {name: options.pop(name) for name in MANY_NAMES}
     is_file = many["from_file"] is not None or many["commands"] is not None
     is_many = is_file or bool(many["sweeps"] or many["array"] is not None)
     if many["on_duplicate"] and not many["unique"] and many["from_file"] is None:
@@ -248,7 +106,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Name, also of the output file and the working directory.")
 @option("--parent", metavar="JOB", help=f"The job to wait for: {A_JOB}. [default: the one that calls this]")
-@_job_options
+@job_options
 @click.pass_context
 def mkchild(ctx: click.Context, /, *, parent: str | None, yes: bool, **options: Any) -> None:
     """Add a job that waits for the one whose program or script calls this, in the same workflow.
@@ -275,13 +133,6 @@ def mkchild(ctx: click.Context, /, *, parent: str | None, yes: bool, **options: 
     click.echo(output.new_link(above, added))
 
 
-#: The parameters of `_MANY_OPTIONS`.
-_MANY_NAMES = (
-    "sweeps", "is_zipped", "random", "seed", "array", "from_file", "input_format", "commands", "unique", "on_duplicate",
-    "dry_run",
-)  # fmt: skip
-
-
 def _require(ctx: click.Context, options: Mapping[str, Any], *names: str) -> None:
     """Raise MissingParameter if one of these options is not given."""
     for name in names:
@@ -296,7 +147,7 @@ def _given(options: Mapping[str, Any]) -> Row:
         InvalidSpec: a word without `=`.
     """
     values = {name: value for name, value in options.items() if value is not None}
-    values.update({name: pairs(values[name], as_typed) for name, as_typed in _PAIRS.items()})
+    values.update({name: pairs(values[name], as_typed) for name, as_typed in PAIRS.items()})
     values["auto_timeout_retry"] = not values.pop("disable_auto_timeout_retry")
     values["wait_for_parents"] = not values.pop("no_wait_for_parents")
     if values.get("application") == "":
@@ -315,7 +166,7 @@ def _fields_of(options: Mapping[str, Any]) -> Row:
     if "workdir" in others:
         others["workdir"] = field_specs.checked_workdir(others["workdir"])
     # A site takes mappings, and makes paths absolute itself: at another host a path of this one means nothing.
-    as_typed = [name for name in values if name in _PAIRS or field_specs.JOB_FIELD[name].kind in ("place", "path")]
+    as_typed = [name for name in values if name in PAIRS or field_specs.JOB_FIELD[name].kind in ("place", "path")]
     return {**field_specs.check_job(values), **others, **{name: values[name] for name in as_typed}}
 
 

@@ -81,6 +81,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Sites": {
         "site": Entry("site", "site", "create, list and change sites: named DBs, also on other hosts"),
     },
+    "Campaigns": {
+        "export": Entry("exchange", "export", "write jobs with history and files to an archive"),
+        "import": Entry("exchange", "import_jobs", "add the jobs of an archive to this DB"),
+    },
     "Database": {
         "db": Entry("db", "db", "check, back up, shrink, salvage or describe the database"),
     },

@@ -93,6 +93,9 @@ def _as_json(there: SiteInterface, row: Row) -> Row:
     whole = there.page({"id": row["id"]}, (), size=1)
     for run in row["attempts"]:
         run.update({name: run[name] and iso_us(run[name]) for name in ("started", "ended")})
+    if row.get("source"):
+        times = {name: row["source"][name] and iso_us(row["source"][name]) for name in ("time", "written")}
+        row["source"] = {**row["source"], **times}
     row["edits"] = [listing.edit_object(edit, row) for edit in row["edits"]]
     for launcher in row["launchers"]:
         launcher.update({name: launcher[name] and iso_us(launcher[name]) for name in ("opened", "closed")})
@@ -142,8 +145,17 @@ def _facts(row: Row, job: Row) -> Iterator[tuple[str, str]]:
         value = shown.get(field.name)
         if field.name not in _ELSEWHERE and value != field.default and value not in (None, "", {}, []):
             yield field.name, output.brief(value)
+    if row.get("source"):  # a site of an older version sends none
+        yield "Imported", _source(row["source"])
     yield from _relatives("Parents", row["parent_jobs"])
     yield from _relatives("Children", row["child_jobs"])
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """Return in words where a job comes from."""
+    there = f" of the DB {source['directory']}" * bool(source["directory"])
+    host = f" on {source['host']}" * bool(source["host"])
+    return output.one_line(f"{display.moment(source['time'])[:-4]} from {source['file']}: #{source['number']}{there}{host}")
 
 
 def _relatives(label: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

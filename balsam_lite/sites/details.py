@@ -29,8 +29,10 @@ def read(db: Database, numbers: Sequence[int]) -> list[Row]:
         around = surroundings(cx, db, settings)
         found = select.jobs_page(cx, {"id": list(numbers)}, _FIELDS, 0, len(numbers))
         edited = edits.edits(cx, numbers)
+        sources = queries.sources_of(cx, numbers)
         for row in found:
             row["edits"] = [edit for edit in edited if edit["job"] == row["id"]]
+            row["source"] = sources.get(row["id"])
             row["reasons"] = list(map(of_reason_of_job, reasons.explain_job(cx, row["id"], around)))
             row["command"] = _command(cx, row)
             for key, kind in (("parent_jobs", "parent"), ("child_jobs", "child")):

@@ -270,7 +270,8 @@ class SiteInterface(Protocol):
         the fields of `page` but for the lists of relatives; directory and output (absolute paths); command (the command line,
         None without an application); reasons (as `explain` returns them);
         parent_jobs and child_jobs ({"states": numbers by state, "some": [{id, job_id, name, state}, …]}); edits; attempts (see
-        `db.query.runs.Run.as_row`); launchers (of the attempts: see `db.query.runs.launcher_records`).
+        `db.query.runs.Run.as_row`); launchers (of the attempts: see `db.query.runs.launcher_records`); source (of an imported
+        job: see `db.query.queries.sources_of`).
         """
 
     def news(self, since: Sequence[int] = ()) -> Row:

@@ -14,6 +14,7 @@ from documents import Block, as_script, blocks_of, page, section, without_partic
 RUN = {
     "quickstart": (),
     "tutorial": ("AWAITING_PARENTS", "RUN_ERROR"),
+    "guides/archives": ("Exported 1 application, 2 jobs", "Imported 2 jobs with 2 files"),
     "guides/campaign_files": (),
     "guides/dependencies_and_files": ("JOB_FINISHED (stale)",),
     "guides/executor": (),

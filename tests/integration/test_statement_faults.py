@@ -158,6 +158,13 @@ def with_campaign(world: World) -> None:
     )
 
 
+def with_archive(world: World) -> None:
+    """Archive all jobs, one of them changed, and remove them for good, so that an import adds all rows that there can be."""
+    archive = str(Path(world.db).parent / "archive.tar")
+    for command in ("modify free priority 4", "export", "rm jobs --all --force --no-trash", "rm apps --name unused --force"):
+        assert main(["--db", world.db, *command.split(), *([archive] if command == "export" else [])]) == 0
+
+
 def with_launch(world: World) -> None:
     row = {"scheduler": "fake", "nodes": 1, "wall_minutes": 5, "job_mode": "serial"}
     db = directories.open_database(world.db)
@@ -280,6 +287,10 @@ WRITING: dict[str, tuple[Case, ...]] = {
     "job modify": (words("job modify --id free --state RESTART_READY"),),
     "job rm": (words("job rm --id free --yes"),),
     "apply": (Case(("apply", "{world}/campaign.yaml", "--update-apps"), with_campaign),),
+    "import": (
+        Case(("import", "{world}/archive.tar", "--runnable"), with_archive, how=HIDDEN),
+        Case(("import", "{world}/archive.tar"), with_archive, how=HIDDEN, access="shared"),
+    ),
     "mkchild": (words("mkchild --parent free --name new --application say --yes"),),
     "dep": (words("dep free tagged"),),
     "modify": (words("modify free priority 4"), words("modify done state RESTART_READY")),
@@ -308,7 +319,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 #: What is tried elsewhere or writes nothing into a DB, and why.
 OTHERS = {
     "app ls job ls ls which log notify plot report queue ls site ls site sample-settings": "they only read",
-    "tail show status sql results": "they only read",
+    "tail show status sql results export": "they only read",
     "completion": "it prints a script",
     "watch": "it only reads until a key is pressed that kills or runs again, as killjob and rerun do",
     "wait": "it only registers itself, as waits in Python do; see test_waits.py",

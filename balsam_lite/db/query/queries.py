@@ -305,6 +305,15 @@ def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence
     return {number: tuple(row) for number, *row in cx.execute(sql, (json.dumps(list(numbers)),))}
 
 
+def sources_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Return where jobs come from that were imported: the number and UUID there, and when and from what they were imported."""
+    names = ("number", "job_id", "kind", "file", "host", "directory", "db_id", "time", "written")
+    sql = """SELECT imported.job, number, coalesce(imported.job_id, job.job_id), kind, file, host, directory, db, time, written
+        FROM json_each(?) AS one CROSS JOIN imported ON imported.job = one.value JOIN job ON job.id = imported.job
+            JOIN source ON source.id = imported.source"""
+    return {job: dict(zip(names, row)) for job, *row in cx.execute(sql, (json.dumps(list(numbers)),))}
+
+
 def workflows(cx: sqlite3.Connection) -> list[str]:
     """Return the distinct workflow names, with one seek each, regardless of the number of jobs."""
     seen = f"EXISTS (SELECT 1 FROM job WHERE workflow = step.name AND {VISIBLE})"

@@ -525,12 +525,13 @@ class ApplicationDefinition:
     run: ClassVar[Callable[..., Any]]
 
     _is_synced: ClassVar[bool] = False
+    __app_id__: ClassVar[int | None] = None  # its number at the site, once it was synced or loaded
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if pickling.is_loading():  # its attributes are set later; they were checked where it was defined
             return
-        cls._is_synced = False
+        cls._is_synced, cls.__app_id__ = False, None
         cls.site = application.checked_site(cls)
         application.check_kind(cls)
         cls.parameters = application.parameters_of(cls)
@@ -578,8 +579,13 @@ class ApplicationDefinition:
         row = application.row_of(cls, handle)
         if rename_from:
             row["rename_from"] = rename_from
-        handle.interface.create("app", [row])
-        cls._is_synced = True
+        (made,) = handle.interface.create("app", [row])
+        cls._is_synced, cls.__app_id__ = True, handle.id(made["id"])
+
+    @classmethod
+    def resolve_site_id(cls) -> int:
+        """Return the number of its site. Raises UnknownSite."""
+        return site_handle.named(cls.site).number
 
     @classmethod
     def submit(
@@ -679,6 +685,7 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
         found = class_loader.load(payload.class_ref(json.dumps(row["definition"])))
         if not issubclass(found, ApplicationDefinition):
             raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
+        found.__app_id__ = handle.id(row["id"])
         return found
     fields = {
         "site": handle.entry,
@@ -690,4 +697,6 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
         "__doc__": row["description"],
         "__module__": __name__,
     }
-    return type(row["name"], (ApplicationDefinition,), fields)
+    made = type(row["name"], (ApplicationDefinition,), fields)
+    made.__app_id__ = handle.id(row["id"])
+    return made

@@ -431,13 +431,14 @@ class SiteRecord(Record):
         return f"{type(self).__name__} {self._row.get('id')} of site {site}"
 
     def delete(self) -> None:
-        """Remove it from the site; the object stays, as one that was never saved.
+        """Remove it from the site; the object stays, as one that was never saved. A launcher that runs the job stops it.
 
         Raises:
-            DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
+            DoesNotExist: it is not there (any more). StateError: a launcher holds one of its jobs. ParentInUse: other jobs wait for it.
         """
         import_guard.check_writable()
-        done = self._site.interface.delete(self._KIND, {"id": self._row["id"]})
+        running = {"running": True} if self._KIND == "job" else {}
+        done = self._site.interface.delete(self._KIND, {"id": self._row["id"]}, **running)
         if done.get("held"):
             raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam killjob` ends it.")
         if not done.get("deleted"):

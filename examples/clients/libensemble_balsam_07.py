@@ -40,7 +40,9 @@ def main():
     executor = BalsamExecutor()
     executor.register_app(Norm, app_name="norm")
     site = Site.objects.get("laptop")
-    allocation = executor.submit_allocation(site_id=site.id, num_nodes=2, wall_time_min=5, job_mode="serial")
+    allocation = executor.submit_allocation(
+        site_id=site.id, num_nodes=2, wall_time_min=5, job_mode="serial", optional_params={"persistent": "yes"}
+    )  # persistent: its launcher stays when no job waits
 
     ensemble = Ensemble(
         executor=executor,

@@ -198,7 +198,7 @@ def test_a_db_that_can_only_be_read_shows_the_batch_jobs_that_it_knows(
     [
         (["-p", "mpi:2"], "Sum of partition sizes must equal batchjob num_nodes"),
         (["-p", "mpi"], "needs to be in format MODE:NUM_NODES[:KEY=VALUE]"),
-        (["-x", "colour=red"], "Extraneous optional_params: {colour} (allowed extras: {})"),
+        (["-x", "colour=red"], "Extraneous optional_params: {colour} (allowed extras: {persistent})"),
         (["-x", "colour"], "--extra-param must look like NAME=VALUE"),
         (["--tag", "hello"], "--tag must look like NAME=VALUE"),
         (["-t", "0"], "must be 1 or more, not 0"),

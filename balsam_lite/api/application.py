@@ -17,7 +17,7 @@ from ..db.engine.registry import SiteEntry
 from ..db.query.fields import APP
 from ..pyapps import payload
 from ..sites import fanout
-from . import site_handle
+from . import site_handle, transfers
 from .query import Manager
 from .records import SiteRecord, column, known, site_id, site_name
 from .site_handle import SiteHandle
@@ -53,13 +53,12 @@ def check_kind(cls: type[Any]) -> None:
         _invalid(cls, "must define either a `run` function or a `command_template`")
     if cls.command_template is not None and not isinstance(cls.command_template, str):
         _invalid(cls, f"has a command_template that is no text: {cls.command_template!r}")
-    for name in ("transfers", "cleanup_files"):
-        if getattr(cls, name):
-            _invalid(
-                cls,
-                f"sets {name}, which belongs to Balsam's servers.",
-                "Files are copied by a job's stage_in_url and stage_out_url, and linked from its parents by input_files.",
-            )
+    wrong = transfers.check_slots(cls.transfers)
+    if wrong:
+        _invalid(cls, wrong)
+    patterns = cls.cleanup_files
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(one, str) and one for one in patterns):
+        _invalid(cls, f"has `cleanup_files` that are no list of patterns: {patterns!r}")
 
 
 def parameters_of(cls: type[Any]) -> dict[str, dict[str, Any]]:
@@ -124,7 +123,7 @@ def row_of(cls: type[Any], handle: SiteHandle) -> dict[str, Any]:
     from inspect import cleandoc
 
     python = _python(cls, handle)
-    own = [name for name in _SCRIPTS if cls._overrides(name)]
+    own = [name for name in _SCRIPTS if cls._overrides(name) or (name == "postprocess" and cls.cleanup_files)]
     has_preamble = cls._overrides("shell_preamble")
     ref = _class_ref(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
     row = {

@@ -24,7 +24,7 @@ from ..db.query import results, runs
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
 from ..db.query.runs import WithAttempts
-from . import application, site_handle, waiting
+from . import application, site_handle, transfers, waiting
 from .query import Manager, Query, of_kind
 from .records import (
     AT_CREATION,
@@ -197,8 +197,9 @@ class Job(SiteRecord, WithAttempts):
             if len(workdir) > 1 or "workdir" in fields:
                 raise TypeError("A Job takes its workdir by position, and everything else by name.")
             fields["workdir"] = workdir[0]
-        if "transfers" in fields:
-            refuse_transfers(fields.pop("transfers"))
+        app = fields.get("app_id")
+        if "transfers" in fields or (isinstance(app, type) and getattr(app, "transfers", None)):
+            fields.update(_staging(app, fields.get("site_name"), fields.pop("transfers", None) or {}))
         super().__init__(**fields)
 
     # --- saving -------------------------------------------------------------------------------------------------------
@@ -296,13 +297,14 @@ class Job(SiteRecord, WithAttempts):
         return waiting.result_of(self)
 
 
-def refuse_transfers(transfers: Any) -> None:
-    """Accept Balsam 0.7's `transfers` of a job only if they are empty. Raises InvalidSpec."""
-    if transfers:
-        raise InvalidSpec(
-            f"Jobs have no `transfers`: {transfers!r}",
-            hint="Files are copied by stage_in_url, stage_out_url and stage_out_files, and linked from parents by input_files.",
-        )
+def _staging(app: Any, site_name: str | None, given: Any) -> dict[str, str]:
+    """Return the fields for what a job puts into the slots of its application's `transfers`."""
+    if not isinstance(app, type):
+        if not given:
+            return {}
+        load = ApplicationDefinition.load_by_id
+        app = load(app) if isinstance(app, int) else ApplicationDefinition.load_by_name(app, site_name)
+    return transfers.as_staging(app.transfers, given)
 
 
 #: Fields that are not copied to a new job, or are also in its launch_params.
@@ -504,6 +506,9 @@ class ApplicationDefinition:
         parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
             required.
         environment_variables: for the program; those of a job override them.
+        transfers: slots of files to copy in and out, which jobs fill (see `transfers`).
+        cleanup_files: patterns of files to remove from the working directory once the job has run and its postprocess hook is
+            done, except the job's `stage_out_files`. The class has to be in a file.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or for a site reached by ssh the one that runs balsam there.
         exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
@@ -602,6 +607,7 @@ class ApplicationDefinition:
         node_packing_count: int = 1,
         wall_time_min: int = 0,
         parent_ids: Any = (),
+        transfers: Mapping[str, Any] | None = None,
         save: bool = True,
         allow_shared_workdir: bool = False,
         **app_params: Any,
@@ -614,8 +620,8 @@ class ApplicationDefinition:
             as `Job.save` and `sync`.
         """
         import_guard.check_writable()
-        if "transfers" not in cls.parameters:
-            refuse_transfers(app_params.pop("transfers", None))
+        if "transfers" in cls.parameters and transfers is not None:
+            app_params["transfers"], transfers = transfers, None
         if not cls._is_synced:
             cls.sync()
         if cls.command_template is not None:
@@ -624,7 +630,7 @@ class ApplicationDefinition:
             workdir=workdir, app_id=cls, tags=dict(tags or {}), parameters=app_params, data=dict(data or {}),
             num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,
             threads_per_core=threads_per_core, launch_params=dict(launch_params or {}), gpus_per_rank=gpus_per_rank,
-            node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids,
+            node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids, transfers=transfers,
             **({"allow_shared_workdir": True} if allow_shared_workdir else {}),
         )  # fmt: skip
         if save:
@@ -697,6 +703,6 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
         "__doc__": row["description"],
         "__module__": __name__,
     }
-    made = type(row["name"], (ApplicationDefinition,), fields)
+    made: type[ApplicationDefinition] = type(row["name"], (ApplicationDefinition,), fields)
     made.__app_id__ = handle.id(row["id"])
     return made

@@ -434,7 +434,8 @@ class SiteRecord(Record):
         """Remove it from the site; the object stays, as one that was never saved. A launcher that runs the job stops it.
 
         Raises:
-            DoesNotExist: it is not there (any more). StateError: a launcher holds one of its jobs. ParentInUse: other jobs wait for it.
+            DoesNotExist: it is not there (any more). StateError: a launcher holds one of its jobs.
+            ParentInUse: other jobs wait for it.
         """
         import_guard.check_writable()
         running = {"running": True} if self._KIND == "job" else {}

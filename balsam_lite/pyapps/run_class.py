@@ -19,7 +19,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,13 +55,32 @@ def _decide(hook: str) -> None:
     before = job.state
     (app,) = job._site.interface.select("app", {"name": job._row["app"]})
     made = class_loader.load(payload.class_ref(json.dumps(app["definition"])), as_main=True)
-    getattr(made(job), hook)()
+    instance = made(job)
+    getattr(instance, hook)()
     if os.getpid() != pid:  # a child that the hook has forked: the parent moves the job
         return
     has_payload = not job._changed.keys().isdisjoint(("state_data", "state_timestamp"))
     if job.state == before and (has_payload or hook == "handle_timeout"):
         job.state = _default(hook, before)  # the payload belongs to a change of state
+    if hook == "postprocess" and before == states.RUN_DONE and job.state in (before, *_SUCCESSES):
+        _clean_up(instance.cleanup_files, job.stage_out_files)
     job.save()
+
+
+_SUCCESSES = (states.POSTPROCESSED, states.JOB_FINISHED)
+
+
+def _clean_up(patterns: Sequence[str], kept: str) -> None:
+    """Remove the files and links in the working directory that match, except those that are staged out, and our own files."""
+    from ..launcher.staging import files
+
+    def matching(words: str) -> set[str]:
+        return {path for glob in files.globs(words) for path in glob.expand(".")}
+
+    doomed = set().union(*(matching(shlex.quote(one)) for one in patterns)) - matching(kept)
+    for path in sorted(doomed):
+        if not files.is_directory(path) and not os.path.basename(path).startswith((".balsam-", "postprocess.log")):
+            os.unlink(path)
 
 
 def _default(hook: str, state: str) -> str:

@@ -396,8 +396,8 @@ def change_of(values: Mapping[str, Any]) -> user_actions.Change:
         raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
     workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
     before = field_specs.check_job(values.get("before") or {})
-    message = (data or {}).get("message")  # the history shows this message, too
-    shown = message if isinstance(message, str) else ""
+    texts = [(data or {}).get(name) for name in ("message", "reason")]
+    shown = next((text for text in texts if text and isinstance(text, str)), "")  # the history shows it, too
     annotation = job_changes.Annotation(shown, "", with_payload(data or {}), time_us)
     return user_actions.Change((), field_specs.check_job(fields), state, annotation, workdir, before)
 

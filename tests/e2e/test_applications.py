@@ -115,7 +115,7 @@ def site(tmp_path, monkeypatch):
         ({"site": "s", "run": staticmethod(lambda self: 1)}, InvalidRun, "plain function"),
         ({"site": "s", "run": lambda self, *a: 1}, InvalidRun, "by position"),
         ({"site": "s", "run": lambda self, a: 1, "parameters": {"b": {"required": True}}}, InvalidApplication, "extraneous"),
-        ({"site": "s", "command_template": "p", "transfers": {"x": {}}}, InvalidApplication, "stage_in_url"),
+        ({"site": "s", "command_template": "p", "transfers": {"x": {}}}, InvalidApplication, "has no 'required'"),
     ],
 )
 def test_a_class_that_cannot_be_an_application_is_refused_where_it_is_defined(body, kind, words):

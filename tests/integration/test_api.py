@@ -249,7 +249,7 @@ def test_scripts_of_balsam_0_7_may_give_the_workdir_by_position_and_empty_transf
         Job("a", "b", app_id="Plain")
     with pytest.raises(TypeError, match="by position"):
         Job("a", workdir="b", app_id="Plain")
-    with pytest.raises(ValueError, match=r"(?s)Jobs have no `transfers`.*stage_in_url"):
+    with pytest.raises(LookupError, match="is a command line and has no class"):
         Job("a", app_id="Plain", transfers={"in": "x:y"})
 
 

@@ -72,6 +72,11 @@ def file_name(job_id: str) -> str:
     return f".balsam-{job_id[:8]}.json"
 
 
+def call_name(job_id: str) -> str:
+    """Return the name of the file that gives a call of an executor to a program that makes only this call."""
+    return f".balsam-{job_id[:8]}.call"
+
+
 def write(path: str, payload: TaskPayload) -> None:
     """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
     files.write_atomic(path, json.dumps(payload._asdict()), 0o600)

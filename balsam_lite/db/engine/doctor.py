@@ -112,6 +112,15 @@ _RULES = (
         NOTE,
     ),
     Rule(
+        "SELECT count(*) FROM call WHERE context NOT IN (SELECT id FROM call_context)",
+        "{} call(s) of executors lack their context and cannot run. That is a fault of balsam; please report it.",
+    ),
+    Rule(
+        "SELECT count(*) FROM call WHERE job NOT IN (SELECT id FROM job)",
+        "{} call(s) of executors are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
         "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
         "{} event(s) are of jobs that are not there, which does no harm.",
         NOTE,

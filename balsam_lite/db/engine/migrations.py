@@ -344,6 +344,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     job_id TEXT
 )""",
         "CREATE INDEX imported_job_id ON imported (job_id) WHERE job_id IS NOT NULL",
+        "CREATE TABLE call (job INTEGER PRIMARY KEY, context INTEGER NOT NULL, payload BLOB NOT NULL, result)",
+        "CREATE TABLE call_context (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE)",
     ),
 )
 

@@ -298,8 +298,8 @@ _WORDS = {
 _SINCE = {"failure": 7}
 _MAX_RANGES = 8
 _INSERTS, _RUN = "large_write", "run"
-#: What users changed and removed, since version 7, and where merged jobs come from, since 8. `edit` has no row ids.
-_CHANGES = ("author", "action", "edit_text", "trash", "edit", "source", "imported")
+#: What users changed and removed, since version 7, where merged jobs come from, and calls, since 8. `edit` has no row ids.
+_CHANGES = ("author", "action", "edit_text", "trash", "edit", "source", "imported", "call_context", "call")
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -401,7 +401,9 @@ def _changes(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], note
             rows = [(number, *row[1:]) for leaf in leaves for number, row in image.rows(leaf, lost)]
         found[name] = [row for row in rows if len(row) == len(columns)]
     if lost:
-        notes.append("the record of some changes by users is lost, or some removed jobs, which cannot be taken back")
+        notes.append(
+            "the record of some changes by users is lost, or some removed jobs, which cannot be taken back, or some calls"
+        )
     return found
 
 
@@ -613,6 +615,7 @@ def _write_changes(cx: sqlite3.Connection, changes: Mapping[str, list[Row]]) -> 
             cx.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
     cx.execute("DELETE FROM edit WHERE job NOT IN (SELECT id FROM job) OR action NOT IN (SELECT id FROM action)")
     cx.execute("DELETE FROM imported WHERE job NOT IN (SELECT id FROM job) OR source NOT IN (SELECT id FROM source)")
+    cx.execute("DELETE FROM call WHERE job NOT IN (SELECT id FROM job) OR context NOT IN (SELECT id FROM call_context)")
     cx.execute("DELETE FROM trash WHERE action NOT IN (SELECT id FROM action)")
 
 

@@ -306,6 +306,16 @@ TABLES = (
     number INTEGER NOT NULL,
     job_id TEXT
 )""",
+    # The calls of executors, one row each (see `store.calls`): what the function returned or raised is `result`: a BLOB or,
+    # where it is large, TEXT: the path of a file below `data/`.
+    """CREATE TABLE call (
+    job INTEGER PRIMARY KEY,
+    context INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    result
+)""",
+    # What many calls have in common: `pyapps.run_call.CallContext`.
+    "CREATE TABLE call_context (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE)",
     *LARGE_WRITES,
 )
 

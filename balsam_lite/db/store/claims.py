@@ -18,12 +18,14 @@ from ...core.clock import format_us
 from ...core.parameters import launch_params_of
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
-from . import exit_rules, graph, large_writes, runs, suspects
+from . import calls, exit_rules, graph, large_writes, runs, suspects
 from .runs import Describe, RunResult
 from .suspects import Suspect
 from .tags import TaggedJobs, of_workflows, rarest, read_tagged, scan_is_cheap
 from .transitions import Transition, apply, id_list
 
+#: The command line of an application that makes calls of executors contains this; see `pyapps.payload`.
+CALL_MARK = "import call;"
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
 
@@ -83,6 +85,7 @@ class Claim(NamedTuple):
     keep_background: int = 0  # of the job or its application: leave the processes alone that a run leaves
     record: str | None = None  # JSON, of a job whose Python class is shown it: see `fields_of`
     place: object = None  # what `Capacity.reserve` gave
+    call: calls.Call | None = None  # of an executor, or with results of calls for their child
 
     @property
     def label(self) -> str:
@@ -344,7 +347,16 @@ def _take_among(
                 chosen.append((shape, row, place))
     _mark_running(cx, lease, [(row, room.describe(place)) for _, row, place in chosen], now_us, note)
     hold_for_step(cx, lease, [row[0] for _, row in to_prepare])
-    return ClaimResult([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
+    to_run = _with_calls(cx, [_claim(*one) for one in chosen])
+    return ClaimResult(to_run, [_claim(shape, row) for shape, row in to_prepare])
+
+
+def _with_calls(cx: sqlite3.Connection, to_run: list[Claim]) -> list[Claim]:
+    """Add the calls of executors to the claims of jobs that are to run."""
+    jobs = [claim.job for claim in to_run if CALL_MARK in (claim.executable or "")]
+    children = [claim.job for claim in to_run if claim.parents != "[]"]
+    found = calls.read(cx, jobs, children) if jobs or children else {}
+    return [claim._replace(call=found[claim.job]) if claim.job in found else claim for claim in to_run] if found else to_run
 
 
 def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
@@ -518,7 +530,7 @@ def _mark_running(
 def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
     job, state, job_id, attempt, name, workflow, workdir, args, environ_vars, *rest, _ = row
     number = attempt if place is None else attempt + 1
-    return Claim._make((job, state, job_id, number, name, workflow, workdir, args, environ_vars, shape, *rest, place))
+    return Claim._make((job, state, job_id, number, name, workflow, workdir, args, environ_vars, shape, *rest, place, None))
 
 
 def fields_of(claim: Claim) -> dict[str, Any]:
@@ -607,6 +619,9 @@ def finish(
     apply(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
     runs.end(cx, [*(ended[m.job] for m in moves), *killed], describe, stop_cause)
+    results = [(run.outcome or None, run.job) for run in ended.values() if run.outcome is not None and run.job in mine]
+    if results:
+        calls.store_results(cx, results)
     requeue_lost(cx, lost, now_us, describe)
     release(cx, lease, [run.job for run in killed], now_us)
     lost_jobs = [job for job in ended if job not in mine]

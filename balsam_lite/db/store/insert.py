@@ -37,7 +37,7 @@ from ..engine.connection import Database
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
 from . import apps as applications
-from . import counters, graph, journal, large_writes, pieces, transitions, unique_keys
+from . import calls, counters, graph, journal, large_writes, pieces, transitions, unique_keys
 from .blocks import Blocks
 from .large_writes import Progress
 from .tags import Tagger
@@ -70,6 +70,7 @@ class _Chunk(NamedTuple):
     claimed: list[int]  # positions in `rows` of jobs whose working directory, which was given, must not be another job's
     number: int  # of the first row, counted from 1 over all chunks
     ids_are_given: bool  # by the user
+    calls: list[tuple[int, int, bytes]]  # of executors: position in `rows`, context, payload
     given_numbers: tuple[int, ...] = ()  # of the rows, counted over all jobs of the batch; (): as by `number`
 
     @property
@@ -83,8 +84,9 @@ class _Chunk(NamedTuple):
     def part(self, start: int, stop: int) -> _Chunk:
         """Return the chunk of some of its rows."""
         claimed = [place - start for place in self.claimed if start <= place < stop]
-        numbers = self.given_numbers[start:stop]
-        return self._replace(rows=self.rows[start:stop], claimed=claimed, number=self.number + start, given_numbers=numbers)
+        called = [(place - start, context, payload) for place, context, payload in self.calls if start <= place < stop]
+        chunk = self._replace(rows=self.rows[start:stop], claimed=claimed, number=self.number + start, calls=called)
+        return chunk._replace(given_numbers=self.given_numbers[start:stop])
 
     def without(self, skipped: Skipped) -> _Chunk:
         """Return the chunk without the rows of skipped jobs; `number` counts the others."""
@@ -94,7 +96,9 @@ class _Chunk(NamedTuple):
         kept = [place for place in range(len(self.rows)) if place not in left_out]
         claimed = [new for new, place in enumerate(kept) if place in {*self.claimed}] if self.claimed else []
         rows, numbers = [self.rows[place] for place in kept], tuple(self.number + place for place in kept)
-        return self._replace(rows=rows, claimed=claimed, number=self.number - start, given_numbers=numbers)
+        new_place = {place: new for new, place in enumerate(kept)} if self.calls else {}
+        called = [(new_place[place], *call) for place, *call in self.calls if place in new_place]
+        return self._replace(rows=rows, claimed=claimed, number=self.number - start, given_numbers=numbers, calls=called)
 
     def given_number(self, place: int) -> int:
         """Return the number of a row, as the user counts the jobs."""
@@ -115,7 +119,8 @@ def add_jobs(
 
     Besides the fields, a job may have `job_id` (a UUID, replaced if its first 8 characters are taken) or `given_id` (a UUID
     chosen by the user), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
-    workdir, too), `origin` (where the job comes from, shown in its history) and `parents`: numbers or UUIDs of existing jobs,
+    workdir, too), `origin` (where the job comes from, shown in its history), `call` (of an executor: the number of a context, and
+    a payload; see `calls`) and `parents`: numbers or UUIDs of existing jobs,
     UUIDs of jobs of this batch, or a `Position` in it. After reading all `jobs` this opens one write transaction, or many short
     ones for more than `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way other processes see all of the jobs or none.
 
@@ -174,7 +179,7 @@ def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given in addition to the fields, and not checked as a field is.
-EXTRA = ("job_id", "given_id", "workdir", "allow_shared_workdir", "origin", "parents")
+EXTRA = ("job_id", "given_id", "workdir", "allow_shared_workdir", "origin", "parents", "call")
 
 
 def _checked(
@@ -188,18 +193,19 @@ def _checked(
     names: tuple[str, ...] | None = None
     rows: list[tuple[Any, ...]] = []
     claimed: list[int] = []
+    called: list[tuple[int, int, bytes]] = []
     columns: tuple[str, ...] = ()
-    has_workdir = False
+    has_workdir = has_call = False
     check: Callable[[Mapping[str, Any]], tuple[Any, ...]] = tuple
     for number, job in enumerate(jobs, 1):
         given = tuple(job)
         if given != names or len(rows) == _CHUNK:
             if rows:
-                yield _Chunk(columns, rows, claimed, number - len(rows), "given_id" in (names or ()))
+                yield _Chunk(columns, rows, claimed, number - len(rows), "given_id" in (names or ()), called)
                 _report(progress, len(rows))
-                rows, claimed = [], []
+                rows, claimed, called = [], [], []
             if given != names:
-                names, has_workdir = given, "workdir" in given
+                names, has_workdir, has_call = given, "workdir" in given, "call" in given
                 columns, check = _row_maker(given, now, start_after)
         try:
             rows.append(check(job))
@@ -207,10 +213,12 @@ def _checked(
                 parents += [(parent, number - 1) for parent in refs(job["parents"])]
             if has_workdir and not (job.get("allow_shared_workdir") or job.get("user_workdir")):
                 claimed.append(len(rows) - 1)
+            if has_call:
+                called.append((len(rows) - 1, *job["call"]))
         except ValueError as exc:
             raise type(exc)(f"Job number {number}: {exc}") from exc
     if rows:
-        yield _Chunk(columns, rows, claimed, number - len(rows) + 1, "given_id" in (names or ()))
+        yield _Chunk(columns, rows, claimed, number - len(rows) + 1, "given_id" in (names or ()), called)
         _report(progress, len(rows))
 
 
@@ -458,6 +466,7 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
         first = large_writes.last_number(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
         _add_tags(tagger, chunk, first)
+        _add_calls(cx, chunk, first)
         new += chunk.counts
         _report(progress, len(chunk.rows))
     added = spool.added(before + 1, renamed)
@@ -477,6 +486,11 @@ def _add_tags(tagger: Tagger, chunk: _Chunk, first: int) -> None:
     if "tags" in chunk.columns:
         place = chunk.columns.index("tags")
         tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
+
+
+def _add_calls(cx: sqlite3.Connection, chunk: _Chunk, first: int) -> None:
+    if chunk.calls:
+        calls.add(cx, ((first + place, context, payload) for place, context, payload in chunk.calls))
 
 
 def _pairs(edges: _Edges, known: Mapping[int | str, int], added: Added) -> list[tuple[int, int]]:
@@ -556,6 +570,7 @@ class Insertion(pieces.HiddenInsert):
         first = self.hidden.first + part.number - 1
         self.renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, part, first).items())
         _add_tags(Tagger(cx), part, first)  # a new one, as others may have removed tags since the last piece
+        _add_calls(cx, part, first)
         large_writes.count_hidden(cx, self.hidden.write, part.counts)
         self._written += len(part.rows)
         _report(self._progress, len(part.rows))

@@ -50,6 +50,7 @@ class RunResult(NamedTuple):
     user_us: int | None = None  # CPU time of its processes, as far as they were waited for; None: unknown
     system_us: int | None = None
     max_memory: int | None = None  # bytes at the peak of the largest process; None: unknown
+    outcome: bytes | str | None = None  # of a call: see `calls.Result`; b"": it has none. None: this is no call
 
     @property
     def has_started(self) -> bool:

@@ -29,9 +29,12 @@ _STOPPING_US = 30 * SECOND_US
 #: Free space that the file system must have, besides the removed rows, which take less than `_JOB_BYTES` each.
 _MIN_FREE_BYTES, _JOB_BYTES = 64 << 20, 500
 
+#: The key of an object that stands for bytes in the JSON.
+_HEX = "hex"
+
 _PRESENT = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
 #: The tables with rows about a job, besides `job`, `job_tag` and `dependency`.
-_OF_JOB = ("event", "run", "edit", "imported")
+_OF_JOB = ("event", "run", "edit", "imported", "call")
 
 
 def has_room(db: Database, jobs: int) -> bool:
@@ -91,8 +94,17 @@ def _unpacked(packed: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
     return [*others, *same], [[*row, *same.values()] for row in rows]
 
 
+def _bytes_in_json(value: bytes) -> dict[str, str]:
+    """Return bytes as `_with_bytes` reads them; for `json.dumps`."""
+    return {_HEX: value.hex()}
+
+
+def _with_bytes(value: dict[str, Any]) -> Any:
+    return bytes.fromhex(value[_HEX]) if value.keys() == {_HEX} else value
+
+
 def _store(cx: sqlite3.Connection, action: int, jobs: Sequence[int], tables: dict[str, _Packed]) -> None:
-    content = zlib.compress(json.dumps(tables).encode(), 1)
+    content = zlib.compress(json.dumps(tables, default=_bytes_in_json).encode(), 1)
     sql = "INSERT INTO trash (action, time, jobs, content) VALUES (?, ?, ?, ?)"
     cx.execute(sql, (action, SystemClock.now_us(), json.dumps(list(jobs)), content))
 
@@ -123,6 +135,9 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     tables = _tables(cx, row)
     if not tables:
         return Counter()
+    tables = {
+        table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0]), object_hook=_with_bytes).items()
+    }
     cx.execute("DELETE FROM trash WHERE id = ?", (row,))
     columns, rows = tables.pop("job", ([], []))
     jobs = [dict(zip(columns, values)) for values in rows]

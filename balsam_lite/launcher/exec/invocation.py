@@ -12,14 +12,14 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ...core import field_specs, job_files, states
+from ...core import field_specs, files, job_files, states
 from ...core.errors import LaunchError, SpawnFailed, TemplateError
 from ...core.parameters import PICKLED
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE, Holder
 from ...db.engine import directories
 from ...db.store import claims
 from ...db.store.claims import Claim
-from ...pyapps import payload, result_file
+from ...pyapps import payload, result_file, run_call
 from .. import template
 from ..placement import Placement
 from ..staging import links
@@ -173,8 +173,15 @@ def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
     calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
     if needs_links and claim.input_files:
         calls.append((links.link_inputs, (made.directory, claim.name, parents(claim, context), claim.input_files)))
-    if made.payload_path:
+    if is_call(claim) and made.payload_path:
+        calls.append((run_call.write_call, (made.payload_path, *sent_call(claim))))
+    elif made.payload_path:
         calls.append((write_payload, (made.payload_path, _make_payload(claim, made), not claim.command_template)))
+    if claim.call is not None and not is_call(claim):
+        results = [
+            (f"{_absolute(one.workdir, context)}/{result_file.file_name(one.job_id)}", one.result) for one in claim.call.parents
+        ]
+        calls.append((write_results, (results,)))
     if has_parent_files(made.environ):
         calls.append((give_parents, (claim, made.environ)))
     return pickle.dumps(calls) if calls else b""
@@ -196,6 +203,8 @@ def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
         words = _of_template(claim, prefix)
     else:
         words = [*prefix, *_of_executable(claim)]
+    if is_call(claim):
+        words.append(_payload_path(claim, workdir(claim, context)))
     ref = _class_of(claim)
     if ref is not None:
         path = _payload_path(claim, workdir(claim, context))
@@ -277,7 +286,28 @@ def _has_preamble(claim: Claim) -> bool:
     return ref is not None and ref.has_preamble
 
 
+def is_call(claim: Claim) -> bool:
+    """Return whether the job is a call of an executor; calls that earlier versions have added are programs like others."""
+    return claim.call is not None and claim.call.context > 0
+
+
+def sent_call(claim: Claim) -> tuple[bytes, bytes, tuple[Any, ...]]:
+    """Return what a call is given: its context, its payload, and the results of its parents, by their numbers."""
+    assert claim.call is not None
+    return claim.call.content, claim.call.payload, tuple(parent.result for parent in sorted(claim.call.parents))
+
+
+def write_results(results: Sequence[tuple[str, bytes | str | None]]) -> None:
+    """Write the results of calls into the files whose paths a child has among its arguments. Raises OSError."""
+    for path, content in results:
+        if isinstance(content, bytes) and not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            files.write_atomic(path, content, 0o600)
+
+
 def _payload_path(claim: Claim, directory: str) -> str:
+    if is_call(claim):
+        return f"{directory}/{payload.call_name(claim.job_id)}"
     is_read = _has_preamble(claim) if claim.command_template else _class_of(claim) is not None
     return f"{directory}/{payload.file_name(claim.job_id)}" if is_read else ""
 

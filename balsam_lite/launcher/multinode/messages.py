@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
+from ...db.store.calls import Call, ParentCall
 from ...db.store.claims import Claim, Shape
 from ...db.store.runs import RunResult
 from ..exec.hardware import DEFAULT_GPU_VARIABLES
@@ -32,7 +33,7 @@ VERSION = (__version__, sys.version_info[:2])
 BEGIN, START, STOP, HURRY, ABANDON, LEAVE = "begin", "start", "stop", "hurry", "abandon", "leave"
 HELLO, READY, ENDED, LOG, GONE, BYE = "hello", "ready", "ended", "log", "gone", "bye"
 
-_SHAPE, _PLACE = Claim._fields.index("shape"), Claim._fields.index("place")
+_SHAPE, _PLACE, _CALL = map(Claim._fields.index, ("shape", "place", "call"))
 
 
 class Hello(NamedTuple):
@@ -62,6 +63,8 @@ def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
     """Return the message that starts a job."""
     plain = list(claim)
     plain[_SHAPE] = plain[_PLACE] = None
+    if claim.call is not None:
+        plain[_CALL] = (*claim.call[:-1], [tuple(parent) for parent in claim.call.parents])
     return START, plain, tuple(claim.shape), place.nodes, place.gpus
 
 
@@ -70,6 +73,9 @@ def read_start(
 ) -> tuple[Claim, Placement]:
     """Return the claim and the placement from the data of a `start` message (without START)."""
     made = Shape._make(shape)
+    if claim[_CALL] is not None:
+        *plain, parents = claim[_CALL]
+        claim[_CALL] = Call(*plain, tuple(map(ParentCall._make, parents)))
     return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
 

@@ -1,8 +1,8 @@
 """`BalsamExecutor`: Python's `concurrent.futures.Executor` whose calls are jobs.
 
-A call is a `CallPayload` in a file below `data/<workflow>/.calls` of the DB and a job of the application `balsam-call`, whose
-argument is that file. The result is in the job's working directory (`pyapps.result_file`). The payload is removed when the call
-has succeeded or was cancelled; that of a failed call stays, so that the job can be rerun.
+A call is a job of the application `balsam-call` with a row in the table `call` (see `db.store.calls`), in which its result will
+be. `submit` hands calls over to a thread, which adds all that have come meanwhile in one transaction, and gives futures the
+results of the jobs that have ended.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core import field_specs, import_guard, pickling, states
+from ..core import field_specs, files, import_guard, pickling, states
 from ..core.errors import DatabaseBusy, InputError, NoDatabase, RemoteError, TaskFailed, UnknownApp
-from ..db import models
+from ..db import collected, models
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import queries
-from ..db.store import apps, insert, user_actions
+from ..db.store import apps, calls, insert, user_actions
 from ..pyapps import payload, result_file, run_call
 from . import dag
 from .waiter import DELETED, JobStatus, Waiter, print_to_stderr, registration_of, status_of, why_failed
@@ -38,25 +38,46 @@ if TYPE_CHECKING:
 
 APP = "balsam-call"
 WORKFLOW = "executor"
-_CALLS = ".calls"
 
 #: Seconds that the thread stays when nothing is pending: the next call may come at once.
 _LINGER_S = 2.0
+#: Jobs are added by transactions of about this many at most.
+_MAX_TOGETHER = 2000
 
 #: Fields of a job that the executor itself fills.
 _OWN_FIELDS = ("args", "job_id", "origin", "parents")
 
 
 class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
-    """The future of one call. `number` is that of its job, `path` the file where the result will be."""
+    """The future of one call. `number` is that of its job; `path` the file where an application's output or, if it is large or
+    needed by a program, the result of a call will be. Both wait until the job is added, which takes milliseconds.
+    """
 
     def __init__(self, task: _Task, executor: BalsamExecutor) -> None:
         super().__init__()
         self._task = task
         self._executor = executor
         self._status: JobStatus = JobStatus("", 0)  # until it is in the DB
-        self.number = 0
-        self.path = ""
+        self._number = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the job. Raises what adding it has raised."""
+        if not self._number:
+            with self._executor._has_added:
+                self._executor._has_added.wait_for(lambda: self._number or self.done())
+            if not self._number:
+                error = None if self.cancelled() else self.exception()
+                raise error or concurrent.futures.CancelledError
+        return self._number
+
+    @property
+    def path(self) -> str:
+        """The path of the file. Raises as `job`."""
+        job = self.job
+        if self._executor._application is None:
+            return os.path.join(job.working_directory, result_file.file_name(job.job_id))
+        return os.path.join(job.working_directory, field_specs.output_name(job.name))
 
     @property
     def job(self) -> models.BalsamJob:
@@ -107,9 +128,11 @@ class _Task(NamedTuple):
     """A call that is being added."""
 
     name: str
-    args: str
-    parents: list[int]
-    file: str = ""  # with the payload; "" for an application
+    args: str = ""  # of an application
+    parents: Sequence[BalsamFuture] = ()
+    call: bytes | str = b""  # see `run_call.Call`
+    context: run_call.CallContext | None = None
+    job_id: str | None = None  # if it is not to be drawn
 
 
 class BalsamExecutor(concurrent.futures.Executor):
@@ -189,12 +212,18 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._broken = ""  # why no call can be made any more
         self._pending: dict[int, BalsamFuture] = {}  # by number of the job: the thread that removes one settles it
         self._added: deque[BalsamFuture] = deque()  # those of them that are not followed yet
+        self._has_added = threading.Condition()
+        self._to_add: deque[list[BalsamFuture]] = deque()  # each list in one transaction
+        self._last: BalsamFuture | None = None  # of those that were ever to be added
+        self._contexts: dict[run_call.CallContext, int] = {}  # their numbers in the DB
+        self._path: tuple[list[str], tuple[str, ...]] = [], ()  # sys.path, and the same with absolute paths
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._launcher: LocalLauncher | None = None
         self._reports: deque[str] = deque(maxlen=5)  # the last ones of the launcher
         self._process = os.getpid()
         self._open(launcher)
+        _note_open(self)
 
     def _open(self, launcher: int | bool | None) -> None:
         self.database, is_temporary = _database(may_be_temporary=bool(launcher))
@@ -227,12 +256,12 @@ class BalsamExecutor(concurrent.futures.Executor):
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> BalsamFuture:
-        """Add the job of one call and return its future. One write transaction.
+        """Return the future of one call, whose job a thread adds within milliseconds. What that raises, the future raises.
 
         Raises:
             InputError: the function or an argument cannot be sent to another process. RuntimeError: after `shutdown`.
         """
-        return self._add(self._task(fn, args, kwargs) for _ in (0,))[0]
+        return self._add([self._task(fn, args, kwargs)])[0]
 
     def map(self, fn: Any, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
         """Return an iterator over the results, in order. All jobs are added in one transaction, before this returns.
@@ -247,9 +276,9 @@ class BalsamExecutor(concurrent.futures.Executor):
             raise InputError(f"chunksize must be 1 or more, not {chunksize}")
         calls = zip(*iterables)
         if self._application is not None or chunksize == 1:
-            return self._results(self._add(self._task(fn, args, {}) for args in calls), timeout)
+            return self._results(self._add_now(self._task(fn, args, {}) for args in calls), timeout)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        futures = self._add(self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
+        futures = self._add_now(self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
         return itertools.chain.from_iterable(self._results(futures, timeout))
 
     def _results(self, futures: list[BalsamFuture], timeout: float | None) -> Iterator[Any]:
@@ -282,78 +311,130 @@ class BalsamExecutor(concurrent.futures.Executor):
             parents = list(_pickling.parents)
         finally:
             _pickling.executor = None
-        path, main = list(map(os.path.abspath, sys.path)), _main_of(self._initializer, pickled)
+        if sys.path != self._path[0]:
+            self._path = list(sys.path), tuple(map(os.path.abspath, sys.path))
         cwd = os.getcwd() if self._runs_here else ""
-        paths = [one.path for one in parents]
-        file = self._write(run_call.CallPayload(path, main, pickled, paths, cwd, self._initializer, self._max_calls))
-        return _Task(_name_of(fn), shlex.quote(file), [one.number for one in parents], file)
+        main = _main_of(self._initializer, pickled)
+        context = run_call.CallContext(self._path[1], main, cwd, self._initializer, self._max_calls)
+        name = _name_of(fn)
+        if len(pickled) <= run_call.MAX_INLINE_BYTES:
+            return _Task(name, parents=parents, call=pickled, context=context)
+        job_id, path = self._write(name, pickled)
+        return _Task(name, parents=parents, call=path, context=context, job_id=job_id)
+
+    def _write(self, name: str, pickled: bytes) -> tuple[str, str]:
+        """Write a large call into the working directory of its job; return the job's UUID and the path below `data/`."""
+        job_id = field_specs.new_job_id()
+        workdir = field_specs.workdir_name(self._fields["workflow"], str(self._fields.get("name", name)), job_id)
+        path = os.path.join(workdir, payload.arguments_name(job_id))
+        absolute = os.path.join(self.database.directory, directories.DATA, path)
+        os.makedirs(os.path.dirname(absolute))
+        files.write_atomic(absolute, pickled, 0o600)
+        return job_id, path
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
         if kwargs:
             raise InputError(f"An application takes words, not {', '.join(kwargs)}=…")
-        numbers = []
-        for word in words:
-            if isinstance(word, BalsamFuture):
-                word.check_database(self.database)
-                numbers.append(word.number)
+        parents = [word for word in words if isinstance(word, BalsamFuture)]
+        for one in parents:
+            one.check_database(self.database)
         line = shlex.join(word.path if isinstance(word, BalsamFuture) else str(word) for word in words)
-        return _Task(self._app, line, list(dict.fromkeys(numbers)))
+        return _Task(self._app, line, parents)
 
-    def _write(self, what: run_call.CallPayload) -> str:
-        job_id = field_specs.new_job_id()
-        of_workflow = os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id))
-        folder = os.path.join(self.database.directory, directories.DATA, of_workflow, _CALLS)
-        path = os.path.join(folder, f"{job_id}.pkl")
-        try:
-            run_call.write_payload(path, what)
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
-            run_call.write_payload(path, what)
-        return path
+    # --- adding -------------------------------------------------------------------------------------------------------
 
-    def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
-        if self._is_shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._broken:
-            raise concurrent.futures.BrokenExecutor(self._broken)
-        futures: list[BalsamFuture] = []
-        self._app = self._app or self._register()
-
-        def rows() -> Iterator[dict[str, Any]]:
-            for task in tasks:
-                futures.append(BalsamFuture(task, self))
-                own = {"application": self._app, "args": task.args, "parents": task.parents}
-                yield {"name": task.name, **self._fields, **own}
-
-        try:
-            added = insert.add_jobs(self.database, rows())
-        except BaseException:
-            for future in futures:
-                _remove(future._task.file)
-            raise
-        self._take_over(futures, added.ids)
+    def _add_now(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
+        """Add jobs in one transaction, and return when that is done. Raises what adding them raises."""
+        futures = self._add(tasks)
+        if futures:
+            _ = futures[-1].number
         return futures
 
-    def _take_over(self, futures: list[BalsamFuture], numbers: range) -> None:
-        if not futures:
+    def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
+        """Let the thread add jobs in one transaction."""
+        import_guard.check_writable()
+        collected.refuse("Adding jobs by balsam_lite.api or an executor")
+        futures = [BalsamFuture(task, self) for task in tasks]
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._broken:
+                raise concurrent.futures.BrokenExecutor(self._broken)
+            if futures:
+                self._to_add.append(futures)
+                self._last = futures[-1]
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._follow, name="balsam-executor", daemon=True)
+                    self._thread.start()
+        self._wake.set()
+        return futures
+
+    def _insert_new(self) -> None:
+        """Add the jobs that have been submitted since the last call: together, or each group alone if that fails."""
+        groups: list[list[BalsamFuture]] = []
+        with self._lock:
+            while self._to_add and (not groups or sum(map(len, groups)) < _MAX_TOGETHER):
+                groups.append(self._to_add.popleft())
+        if not groups:
             return
-        with self.database.read() as cx:
-            workdirs = queries.workdirs(cx, numbers[0], numbers[-1])
-        data = os.path.join(self.database.directory, directories.DATA)
-        for number, future in zip(numbers, futures):
-            name = str(self._fields.get("name", future._task.name))
-            job_id, workdir = workdirs.get(number, ("", ""))
-            output = result_file.file_name(job_id) if self._application is None else field_specs.output_name(name)
-            future.path = os.path.join(data, workdir, output)
-            future.number = number
+        try:
+            self._insert([future for group in groups for future in group])
+        except Exception as exc:  # noqa: BLE001  # in a thread it would be lost
+            for group in groups:
+                try:
+                    if len(groups) == 1:
+                        raise
+                    self._insert(group)
+                except Exception as its:  # noqa: BLE001
+                    self._refuse(group, its if len(groups) > 1 else exc)
+
+    def _refuse(self, futures: list[BalsamFuture], exc: Exception) -> None:
+        for future in futures:
+            if isinstance(future._task.call, str):
+                with suppress(OSError):
+                    os.unlink(run_call.in_data(future._task.call, self.database.directory))
+            future.set_exception(exc)
+        with self._has_added:
+            self._has_added.notify_all()
+
+    def _insert(self, futures: list[BalsamFuture]) -> None:
+        self._app = self._app or self._register()
+        for context in {one._task.context for one in futures if one._task.context} - self._contexts.keys():
+            with self.database.write() as cx:
+                self._contexts[context] = calls.context_number(cx, run_call.dump(context))
+        places = {future: place for place, future in enumerate(futures)}
+        added = insert.add_jobs(self.database, [self._row(future._task, places) for future in futures])
+        for number, future in zip(added.ids, futures):
             future._status = status_of(self.database, number)
         with self._lock:
-            self._pending.update(zip(numbers, futures))
+            self._pending.update(zip(added.ids, futures))
             self._added.extend(futures)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._follow, name="balsam-executor", daemon=True)
-                self._thread.start()
-        self._wake.set()
+        with self._has_added:
+            for number, future in zip(added.ids, futures):
+                future._number = number
+            self._has_added.notify_all()
+
+    def _row(self, task: _Task, places: dict[BalsamFuture, int]) -> dict[str, Any]:
+        """Return the fields of a job; `places` are those of its batch, which may have parents of it."""
+        parents = {one: dag.Position(places[one]) if one in places else one.number for one in task.parents}
+        own = {"application": self._app, "args": task.args, "parents": list(dict.fromkeys(parents.values()))}
+        if task.job_id:
+            own["job_id"] = task.job_id
+        if task.context is not None:
+            own_calls = [one for one in parents if one._executor._application is None]
+            own_calls.sort(key=lambda one: (one in places, places.get(one, one._number)))  # as their numbers will be
+            sources = tuple(own_calls.index(one) if one in own_calls else one.path for one in task.parents)
+            content = run_call.dump(run_call.Call(task.call, sources))
+            own["call"] = self._contexts[task.context], content
+        return {"name": task.name, **self._fields, **own}
+
+    def _flush(self) -> None:
+        """Wait until all that was submitted is added, or refused."""
+        with self._lock:
+            last, thread = self._last, self._thread
+        if last is not None and self._process == os.getpid() and thread is not None and thread.is_alive():
+            with suppress(Exception):
+                _ = last.number
 
     def _register(self) -> str:
         """Return the name of the application that runs calls with this interpreter; register it if there is none."""
@@ -384,24 +465,24 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _goes_on(self) -> bool:
         with self._lock:
-            if not self._pending:
+            if not self._pending and not self._to_add:
                 self._thread = None
-            return bool(self._pending)
+            return self._thread is not None
 
     def _follow_these(self) -> None:
         with self._lock:  # after a failure: everything anew
             self._added = deque(self._pending.values())
         with Waiter(wake=self._wake) as waiter:
-            while self._pending or (not self._is_shut and self._wake.wait(_LINGER_S)):
+            while self._pending or self._to_add or (not self._is_shut and self._wake.wait(_LINGER_S)):
                 self._wake.clear()
+                self._insert_new()
                 with self._lock:
                     new, self._added = list(self._added), deque()
                 if new:
                     waiter.add(self.database, [future._status for future in new])
-                for status in waiter.look():
-                    self._settle(status.number)
+                self._settle([status.number for status in waiter.look()])
                 self._check_launcher()
-                if self._pending:
+                if self._pending and not self._to_add:
                     waiter.pause()
 
     def _check_launcher(self) -> None:
@@ -416,26 +497,28 @@ class BalsamExecutor(concurrent.futures.Executor):
             self._broken = "\n".join(["The launcher of this executor has ended.", *self._reports])
             self._give_up(concurrent.futures.BrokenExecutor(self._broken))
 
-    def _settle(self, number: int, is_killed: bool = False) -> None:
-        """Give the future of an ended job its result, unless another thread has done so."""
+    def _settle(self, numbers: Iterable[int], are_killed: bool = False) -> None:
+        """Give the futures of ended jobs their results, except those that another thread has settled."""
         with self._lock:
-            future = self._pending.pop(number, None)
-        if future is None:
-            return
-        if is_killed or future._status.state == states.USER_KILLED:
-            concurrent.futures.Future.cancel(future)
-            future.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
-            _remove(future._task.file)
-            return
-        try:
-            value = self._outcome(future, future._status.state)
-        except BaseException as exc:  # noqa: BLE001  # that of the call; SystemExit too
-            future.set_exception(exc)
-        else:
-            _remove(future._task.file)
-            future.set_result(value)
+            futures = [future for number in numbers if (future := self._pending.pop(number, None)) is not None]
+        ended = [one for one in futures if not are_killed and one._status.state not in (states.USER_KILLED, DELETED)]
+        results: dict[int, Any] = {}
+        if ended and self._application is None:
+            with self.database.read() as cx:
+                results = calls.results(cx, [one.number for one in ended])
+        for future in futures:
+            if are_killed or future._status.state == states.USER_KILLED:
+                concurrent.futures.Future.cancel(future)
+                future.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
+                continue
+            try:
+                value = self._outcome(future, future._status.state, results.get(future.number))
+            except BaseException as exc:  # noqa: BLE001  # that of the call; SystemExit too
+                future.set_exception(exc)
+            else:
+                future.set_result(value)
 
-    def _outcome(self, future: BalsamFuture, state: str) -> Any:
+    def _outcome(self, future: BalsamFuture, state: str, result: calls.Result | None) -> Any:
         """Return the result of a call, or raise what it raised."""
         if self._application is not None:
             if state != states.JOB_FINISHED:
@@ -445,7 +528,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
         try:
-            outcome = None if state == DELETED else result_file.read_outcome(future.path)
+            outcome = run_call.outcome_in(result, self.database.directory) if result is not None else None
         except OSError as exc:
             if state == states.JOB_FINISHED:
                 raise RemoteError(f"The result of job #{future.number} is gone: {exc}") from exc
@@ -468,7 +551,11 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _cancel(self, futures: Iterable[BalsamFuture]) -> list[BalsamFuture]:
         """Kill the jobs that have not started; return their futures, now cancelled. One write transaction."""
-        wanted = {one.number: one for one in futures if not one.done()}
+        futures = list(futures)
+        for one in futures:
+            with suppress(Exception):  # the future raises it
+                _ = one.number
+        wanted = {one._number: one for one in futures if one._number and not one.done()}
         if not wanted:
             return []
         with self.database.write() as cx:
@@ -476,13 +563,16 @@ class BalsamExecutor(concurrent.futures.Executor):
             user_actions.kill(self.database, idle, message="Cancelled by its executor")
         for number in idle:
             concurrent.futures.Future.cancel(wanted[number])  # unless the thread has done so by now
-            self._settle(number, is_killed=True)
+        self._settle(idle, are_killed=True)
         return [wanted[number] for number in idle]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls. `wait`: return when all have ended; `cancel_futures`: kill those that have not started."""
         with self._lock:
             self._is_shut = True
+        self._wake.set()
+        self._flush()
+        with self._lock:
             futures, thread = list(self._pending.values()), self._thread
         if cancel_futures:
             self._cancel(futures)
@@ -522,10 +612,19 @@ def _database(may_be_temporary: bool) -> tuple[Database, bool]:
     return temporary_db(), True
 
 
-def _remove(path: str) -> None:
-    if path:
-        with suppress(OSError):
-            os.unlink(path)
+_executors: weakref.WeakSet[BalsamExecutor] = weakref.WeakSet()
+
+
+def _note_open(executor: BalsamExecutor) -> None:
+    """Have the executor add what was submitted before this process ends."""
+    if not _executors:
+        atexit.register(_flush_all)
+    _executors.add(executor)
+
+
+def _flush_all() -> None:
+    for executor in list(_executors):
+        executor._flush()
 
 
 def _app_for(cx: Any, line: str, may_add: bool) -> str:

@@ -16,7 +16,9 @@ from ..core.process_table import Process
 from ..db.store import runs
 from ..db.store.claims import Claim
 from ..db.store.runs import RunResult
+from ..pyapps import result_file, run_call
 from ..schedulers.hostlist import fold
+from .exec import invocation
 from .exec.invocation import BUSY, NODE, REFUSED, Context, Invocation, StartFailure
 from .exec.spawn_helper import ABANDONED, BY_ITSELF
 from .exec.spawner import Ended, Leftover, Lost, Started
@@ -133,11 +135,19 @@ class ResultReader:
         place, ended = run.place, run.ended
         if isinstance(ended, Ended) and not self._context.mpi.hides_usage(run.claim):
             others.update(user_us=ended.user_us, system_us=ended.system_us, max_memory=ended.max_memory)
+        if invocation.is_call(run.claim):
+            others["outcome"] = self._outcome(run)
         if place is not None:
             others.update(nodes=place.nodes, gpus=place.gpus)
         if run.cpus:
             others["cpus"] = run.cpus_in_words
         return RunResult(run.claim.job, run.claim.attempt, result, code, message, started_us, ended_us, **others)
+
+    def _outcome(self, run: LiveRun) -> bytes | str:
+        """Return the outcome of a call, or the path of its file below `data/`; b"" if it has left none."""
+        path = run.made.result_path
+        content = result_file.read_small(path, run.claim.job_id, run.claim.attempt, run_call.MAX_INLINE_BYTES)
+        return os.path.relpath(path, self._context.data_directory) if content is None else content
 
     def _message(self, run: LiveRun, code: int) -> str:
         message = reason(code) if code else ""

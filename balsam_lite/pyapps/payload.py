@@ -77,6 +77,11 @@ def call_name(job_id: str) -> str:
     return f".balsam-{job_id[:8]}.call"
 
 
+def arguments_name(job_id: str) -> str:
+    """Return the name of the file with a large call of an executor; see `run_call.Call`."""
+    return f".balsam-{job_id[:8]}.args"
+
+
 def write(path: str, payload: TaskPayload) -> None:
     """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
     files.write_atomic(path, json.dumps(payload._asdict()), 0o600)

@@ -197,6 +197,19 @@ def read(path: str, job_id: str, attempt: int) -> bytes | None:
         raise _remote_error(f"The result of the job cannot be read: {exc}") from exc
 
 
+def read_small(path: str, job_id: str, attempt: int, max_bytes: int) -> bytes | None:
+    """Return the pickled outcome of that attempt; b"" if it has left none, None if it has more than `max_bytes`."""
+    try:
+        with open(path, "rb") as file:
+            header = _read_header(file)
+            if header is None or header[:2] != (job_id, attempt):
+                return b""
+            content = file.read(max_bytes + 1)
+            return content if len(content) <= max_bytes else None
+    except OSError:
+        return b""
+
+
 def read_outcome(path: str) -> Outcome:
     """Return the outcome in that file of this host, of any attempt and size. Raises OSError, RemoteError.
 

@@ -1,7 +1,8 @@
-"""The program that makes a call of a BalsamExecutor, started by a command line of `payload`: CALL PAYLOAD.
+"""Calls of a BalsamExecutor: what is sent, and the program that makes one call, started by a command line of `payload`.
 
-PAYLOAD is a file with a CallPayload, the outcome goes to another one (see `result_file`). The exit code is 1, and the traceback
-is printed, if the code raised. This opens no DB, and imports as little of Balsam as possible.
+Most calls are made by a worker, which stays (see `worker`). This program makes a single call: one of several ranks, or one that
+an earlier version has added. Its argument is a file, and the outcome goes to another one (see `result_file`). The exit code is
+1, and the traceback is printed, if the code raised. This opens no DB, and imports as little of Balsam as possible.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core import pickling
 from . import result_file
 from .result_file import Outcome, ResultHeader
+
+#: A pickled call, or a result, that is larger goes by a file instead of the DB.
+MAX_INLINE_BYTES = 64 * 1024
 
 
 def concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:
@@ -23,101 +27,128 @@ def concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> in
     outcome = do()
     if os.getpid() == pid:  # else the code has forked this process and returned in it, too: that is no result
         write(outcome)
+    print_trace(outcome)
+    return 0 if outcome.good else 1
+
+
+def print_trace(outcome: Outcome) -> None:
+    """Print the traceback of a call that has raised."""
     try:
         sys.stderr.write(outcome.trace)
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # the code has closed it; AttributeError: it was None all along
         pass
-    return 0 if outcome.good else 1
 
 
-# --- calls of an executor ---------------------------------------------------------------------------------------------
+# --- what is sent -----------------------------------------------------------------------------------------------------
 
 
-class CallPayload(NamedTuple):
-    """A call of a BalsamExecutor, which writes it when it adds the job; a pickled tuple in the file."""
+class CallContext(NamedTuple):
+    """What the calls of an executor have in common; a pickled tuple in the DB."""
 
-    path: list[str]  # sys.path of the submitting process
-    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
-    call: bytes  # (function, args, kwargs), by `core.pickling`
-    parents: list[str] | dict[Any, str] = []  # the files with their results; a dict: of an earlier version, by place or name
-    cwd: str = ""  # where to run it; "": in the job's directory
+    path: tuple[str, ...]  # sys.path of the submitting process
+    main: tuple[str, str] | None = None  # its __main__, if the calls need that: ("path" or "module", which)
+    cwd: str = ""  # where the functions are called; "": in the jobs' working directories
     initializer: bytes = b""  # (function, args), by `core.pickling`: to be called once in each process that makes calls
     max_calls: int = 0  # maximum number of calls in one process; 0: as in the settings
 
 
-def write_payload(path: str, payload: CallPayload) -> None:
-    """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
+class Call(NamedTuple):
+    """One call; a pickled tuple in the DB."""
+
+    call: bytes | str  # (function, args, kwargs), by `core.pickling`; or the file with that, below `data/`
+    #: For each future in its arguments its place among the job's parents that are calls, or the output of an application.
+    parents: tuple[int | str, ...] = ()
+
+
+def dump(what: CallContext | Call) -> bytes:
+    """Return bytes for the DB, which any supported version of Python reads."""
+    return pickle.dumps(tuple(what), protocol=4)
+
+
+def write_call(path: str, context: bytes, payload: bytes, results: Sequence[bytes | str | None]) -> None:
+    """Write the file that a program which makes one call reads. Raises OSError."""
     from ..core import files
 
-    files.write_atomic(path, pickle.dumps(tuple(payload), protocol=4), 0o600)
+    files.write_atomic(path, pickle.dumps((context, payload, tuple(results)), protocol=4), 0o600)
 
 
-def run_call() -> int:
-    """Run the call whose payload the command line names; return the exit code."""
-    job_id, attempt = os.environ.get("BALSAM_JOB_ID", ""), os.environ.get("BALSAM_ATTEMPT", "")
-    if not job_id or not attempt.isdecimal():
-        sys.exit("A call is run by the launcher, for one of its jobs: BALSAM_JOB_ID and BALSAM_ATTEMPT are not set.")
-    path = os.path.abspath(result_file.file_name(job_id))  # now: the call may change the directory
-    given = _read_call(path)
-    header = ResultHeader(job_id, int(attempt), True)
-    return concluded(
-        lambda: outcome_of_call(given),
-        lambda outcome: result_file.write(path, header._replace(good=outcome.good), outcome),
-    )
+#: Of the call that is being unpickled: see `Call.parents`, and the results of those that are calls.
+_parents: Sequence[int | str] = ()
+_results: Sequence[bytes | str | None] = ()
 
 
-def run_old_call() -> int:
-    """Run a call that an earlier version has added: its result is only the pickled outcome, in a file with another name."""
-    from ..core import files
-    from .payload import OLD_RESULT
+def result_of_parent(index: int) -> Any:
+    """Return the result of a parent: what a BalsamFuture in the arguments of a call is unpickled as.
 
-    path = os.path.abspath(OLD_RESULT)
-    given = _read_call(path)
-    return concluded(
-        lambda: outcome_of_call(given), lambda outcome: files.write_atomic(path, pickle.dumps(tuple(outcome), protocol=4))
-    )
+    Raises:
+        RemoteError: it has none.
+    """
+    from ..core.errors import RemoteError
+
+    parent = _parents[index]
+    if isinstance(parent, str):
+        with open(parent, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    result = _results[parent]
+    if result is None:
+        raise RemoteError("A call whose result is an argument has left none.")
+    outcome = outcome_in(result)
+    if not outcome.good:
+        raise RemoteError(f"A call whose result is an argument has failed: {outcome.trace}")
+    assert outcome.value is not None
+    return pickling.loads(outcome.value)
 
 
-def _read_call(result_path: str) -> CallPayload:
+def in_data(path: str, db_directory: str = "") -> str:
+    """Return the absolute path of a file below the `data/` of a DB; by default that of this job."""
+    return os.path.join(db_directory or os.environ.get("BALSAM_DB_PATH", ""), "data", path)
+
+
+def outcome_in(result: bytes | str, db_directory: str = "") -> Outcome:
+    """Return the outcome that is in the DB, or in a file that it names. Raises OSError, RemoteError."""
+    if isinstance(result, bytes):
+        return result_file.unpickled(result)
+    return result_file.read_outcome(in_data(result, db_directory))
+
+
+# --- making a call ----------------------------------------------------------------------------------------------------
+
+
+def outcome_of(context: CallContext, payload: bytes, results: Sequence[bytes | str | None]) -> Outcome:
+    """Make a call, and return its outcome. `results` are those of the parents that are calls, by the numbers of their jobs."""
+
+    def load() -> Any:
+        global _parents, _results
+        call = Call(*pickle.loads(payload))
+        _parents, _results = call.parents, results
+        if isinstance(call.call, bytes):
+            return pickling.loads(call.call)
+        with open(in_data(call.call), "rb") as file:
+            return pickling.loads(file.read())
+
+    return result_file.outcome_of(lambda: _made(context, load))
+
+
+def _made(context: CallContext, load: Callable[[], Any]) -> Any:
+    """Return what the function returns that `load` returns with its arguments."""
+    if context.cwd:
+        _change_directory(context.cwd)
+    sys.path += [entry for entry in context.path if entry not in sys.path]
+    line = _line_of_main(context.main) if context.main else 0
     try:
-        os.unlink(result_path)  # of an earlier attempt
-    except OSError:
-        pass
-    try:
-        with open(sys.argv[1], "rb") as file:
-            return CallPayload(*pickle.load(file))
-    except OSError as exc:
-        sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
+        _initialize(context.initializer)
+        function, args, kwargs = load()
+    except AttributeError as exc:
+        if not line:
+            raise
+        from ..core.errors import RemoteError
 
-
-def outcome_of_call(given: CallPayload) -> Outcome:
-    """Make the call, and return its outcome."""
-
-    def do() -> Any:
-        if given.cwd:
-            _change_directory(given.cwd)
-        sys.path += [entry for entry in given.path if entry not in sys.path]
-        line = 0
-        if given.main:
-            from . import class_loader
-
-            line = class_loader.stopped_at(class_loader.load_main(*given.main))
-        try:
-            _initialize(given.initializer)
-            function, args, kwargs = _read(given)
-        except AttributeError as exc:
-            if not line:
-                raise
-            from ..core.errors import RemoteError
-
-            raise RemoteError(
-                f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
-                'Define it above, or put that line under `if __name__ == "__main__":`.'
-            ) from exc
-        return function(*args, **kwargs)
-
-    return result_file.outcome_of(do)
+        raise RemoteError(
+            f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
+            'Define it above, or put that line under `if __name__ == "__main__":`.'
+        ) from exc
+    return function(*args, **kwargs)
 
 
 def _change_directory(path: str) -> None:
@@ -130,6 +161,18 @@ def _change_directory(path: str) -> None:
             f"The directory from which the call was submitted cannot be entered on {os.uname().nodename}: {exc}",
             hint='With BalsamExecutor(cwd="job") calls run in the directories of their jobs.',
         ) from exc
+
+
+_mains: dict[tuple[str, str], int] = {}
+
+
+def _line_of_main(main: tuple[str, str]) -> int:
+    """Import a script, once in a process; return the line at which that was stopped, or 0."""
+    if main not in _mains:
+        from . import class_loader
+
+        _mains[main] = class_loader.stopped_at(class_loader.load_main(*main))
+    return _mains[main]
 
 
 _initialized: set[bytes] = set()
@@ -149,31 +192,82 @@ def _initialize(initializer: bytes) -> None:
     _initialized.add(initializer)
 
 
-#: The results of the parents of the call that is being unpickled.
-_parents: list[Any] = []
-
-
-def result_of_parent(index: int) -> Any:
-    """Return the result of a parent: what a BalsamFuture in the arguments of a call is unpickled as."""
-    return _parents[index]
-
-
-def _read(given: CallPayload) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """Return the function and its arguments, with the results of its parents in place of their futures."""
-    are_placed = isinstance(given.parents, dict)
-    paths = given.parents.values() if isinstance(given.parents, dict) else given.parents
-    _parents[:] = [pickling.loads(result_file.read_outcome(path).value or b"") for path in paths]
-    try:
-        function, args, kwargs = pickling.loads(given.call)
-        positional = list(args)
-        for place, value in zip(given.parents if are_placed else (), _parents):
-            target: Any = positional if isinstance(place, int) else kwargs
-            target[place] = value
-        return function, positional, kwargs
-    finally:
-        _parents.clear()
-
-
 def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Make several calls in one job: the chunks of `map`."""
     return [function(*one) for one in arguments]
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def run_call() -> int:
+    """Run the call in the file that the command line names; return the exit code."""
+    job_id, attempt = os.environ.get("BALSAM_JOB_ID", ""), os.environ.get("BALSAM_ATTEMPT", "")
+    if not job_id or not attempt.isdecimal():
+        sys.exit("A call is run by the launcher, for one of its jobs: BALSAM_JOB_ID and BALSAM_ATTEMPT are not set.")
+    path = os.path.abspath(result_file.file_name(job_id))  # now: the call may change the directory
+    make = _read_call(path)
+    header = ResultHeader(job_id, int(attempt), True)
+    return concluded(make, lambda outcome: result_file.write(path, header._replace(good=outcome.good), outcome))
+
+
+def run_old_call() -> int:
+    """Run a call that an earlier version has added: its result is only the pickled outcome, in a file with another name."""
+    from ..core import files
+    from .payload import OLD_RESULT
+
+    path = os.path.abspath(OLD_RESULT)
+    make = _read_call(path)
+    return concluded(make, lambda outcome: files.write_atomic(path, pickle.dumps(tuple(outcome), protocol=4)))
+
+
+def _read_call(result_path: str) -> Callable[[], Outcome]:
+    """Return the function that makes the call; remove the result of an earlier attempt."""
+    try:
+        os.unlink(result_path)
+    except OSError:
+        pass
+    if len(sys.argv) < 2:
+        sys.exit("The call cannot be read: its row in the DB is gone.")
+    try:
+        with open(sys.argv[1], "rb") as file:
+            given = pickle.load(file)
+    except OSError as exc:
+        sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
+    if isinstance(given[0], bytes):
+        content, payload, results = given
+        return lambda: outcome_of(CallContext(*pickle.loads(content)), payload, results)
+    return lambda: outcome_of_file(CallFile(*given))
+
+
+# --- calls that earlier versions have added ---------------------------------------------------------------------------
+
+
+class CallFile(NamedTuple):
+    """A call in a file, as earlier versions have written it; a pickled tuple."""
+
+    path: list[str]  # sys.path of the submitting process
+    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
+    call: bytes  # (function, args, kwargs), by `core.pickling`
+    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
+
+
+def outcome_of_file(given: CallFile) -> Outcome:
+    """Make a call that an earlier version has added, and return its outcome."""
+
+    def load() -> Any:
+        function, args, kwargs = pickling.loads(given.call)
+        return function, _with_parents(args, kwargs, given.parents), kwargs
+
+    return result_file.outcome_of(lambda: _made(CallContext(tuple(given.path), given.main), load))
+
+
+def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mapping[Any, str]) -> list[Any]:
+    """Put the results of its parents into the arguments of a call; return those by position."""
+    positional = list(args)
+    for place, path in parents.items():
+        outcome = result_file.read_outcome(path)
+        assert outcome.value is not None
+        target: Any = positional if isinstance(place, int) else kwargs
+        target[place] = pickling.loads(outcome.value)
+    return positional

@@ -96,10 +96,6 @@ def executor(bench):
         yield made
 
 
-def payloads(bench: Bench) -> list[Path]:
-    return list(Path(bench.directory).glob("data/*/.calls/*"))
-
-
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +107,6 @@ def test_results_come_back_and_nothing_is_left_behind(bench, executor, calls):
     assert (future.job.name, future.job.workflow, future.job.application) == ("square", "executor", "balsam-call")
     assert executor.submit(calls.add, 1, 2, x=3).result(30) == 6
     assert executor.submit(len, [1, 2]).result(30) == 2
-    assert payloads(bench) == []
 
 
 def test_the_functions_of_concurrent_futures_work_with_them(executor, calls):
@@ -291,7 +286,6 @@ def test_exceptions_come_back_as_themselves_with_the_remote_traceback(bench, exe
     assert "their_calls.py" in str(caught.value.__cause__)
     assert future.job.state == "FAILED"
     assert "Bad: mine" in future.job.state_history
-    assert len(payloads(bench)) == 1
     with pytest.raises(SystemExit, match="7"):
         executor.submit(calls.leave).result(30)
 
@@ -327,7 +321,6 @@ def test_what_cannot_be_sent_is_refused_at_once(bench, executor, calls, monkeypa
     monkeypatch.setattr(calls, "square", calls.add)
     with pytest.raises(TypeError, match="only in the arguments of a call"):
         pickle.dumps(executor.submit(calls.add))
-    assert len(payloads(bench)) <= 1
     assert BalsamJob.objects.exclude(name="add").count() == 0
 
 
@@ -492,7 +485,6 @@ def test_shutdown_waits_or_cancels(bench, calls):
     executor.shutdown(wait=True, cancel_futures=True)
     assert all(one.cancelled() for one in futures)
     assert bench.states() == {"USER_KILLED": 50}
-    assert payloads(bench) == []
 
 
 def test_leaving_a_map_cancels_the_rest(bench, calls):
@@ -655,13 +647,22 @@ with BalsamExecutor() as executor:
     assert bench.path(master, "m.out").read_text() == "[2.0, 3.0]\n"
 
 
+def test_large_calls_and_results_go_by_files(bench, executor, calls):
+    text = "x" * 2 * run_call.MAX_INLINE_BYTES
+    future = executor.submit(calls.ident, text)
+    assert future.result(30) == text
+    assert Path(future.path).stat().st_size > len(text)
+    assert executor.submit(len, future).result(30) == len(text)
+
+
 def test_an_unreadable_call_says_so(bench, calls):
     with BalsamExecutor() as executor:
-        future = executor.submit(calls.square, 2)
-        (file,) = payloads(bench)
+        future = executor.submit(calls.ident, "x" * 2 * run_call.MAX_INLINE_BYTES)
+        assert future.number
+        (file,) = Path(bench.directory).glob("data/*/*/.balsam-*.args")
         os.unlink(file)
         bench.launch()
-        with pytest.raises(TaskFailed, match="call cannot be read"):
+        with pytest.raises(OSError, match="No such file"):
             future.result(30)
 
 
@@ -694,7 +695,7 @@ def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = result_file.file_name("12345678-9")
     result_file.write(name, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, b"old"))
-    outcome = run_call.outcome_of_call(run_call.CallPayload([], None, b"nonsense"))
+    outcome = run_call.outcome_of(run_call.CallContext(()), run_call.dump(run_call.Call(b"nonsense")), ())
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])
@@ -713,8 +714,8 @@ def test_a_call_that_an_earlier_version_has_added_gets_the_results_of_its_parent
     file = str(tmp_path / "parent.pkl")
     result_file.write(file, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, pickle.dumps(3)))
     pickled = pickle.dumps((calls.add, [1, None], {}))
-    given = run_call.CallPayload([], None, pickled, {1: file, "x": file})
-    assert run_call.outcome_of_call(given) == result_file.Outcome(True, pickle.dumps(7, protocol=4))
+    given = run_call.CallFile([], None, pickled, {1: file, "x": file})
+    assert run_call.outcome_of_file(given) == result_file.Outcome(True, pickle.dumps(7, protocol=4))
 
 
 def test_calls_that_an_earlier_version_has_added_run_beside_new_ones(bench, calls, tmp_path):

@@ -31,10 +31,16 @@ def ended(words, **environ):
     return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
 
 
+def write_call(path, main, pickled):
+    """Write the file for a program that makes one call."""
+    context, call = run_call.CallContext((), main), run_call.Call(pickled)
+    run_call.write_call(path, run_call.dump(context), run_call.dump(call), ())
+
+
 @pytest.mark.parametrize("path", ["{}", ":{}", "{}:", "/nowhere::{}"])
 def test_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
-    run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((divmod, (7, 2), {}))))
+    write_call("call.pkl", None, pickle.dumps((divmod, (7, 2), {})))
     words = payload.program_words(sys.executable, payload.CALL, "call.pkl")
     done = ended(words, PYTHONPATH=path.format(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,16 +101,14 @@ def test_the_launcher_knows_where_a_stored_line_leaves_its_result():
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_call_may_close_its_streams(trap, stream):
-    run_call.write_payload(
-        "call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {})))
-    )
+    write_call("call.pkl", None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {})))
     done = ended(payload.program_words(sys.executable, payload.CALL, "call.pkl"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_process_that_a_call_forks_leaves_no_result(trap):
     code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-12345678.pkl', 'of-child.pkl'))"
-    run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (code,), {}))))
+    write_call("call.pkl", None, pickle.dumps((exec, (code,), {})))
     done = ended(payload.program_words(sys.executable, payload.CALL, "call.pkl"))
     assert done.returncode == 1 and "No such file or directory: '.balsam-12345678.pkl'" in done.stderr
 
@@ -125,7 +129,7 @@ def outcome_of_call(tmp_path, script, function):
     """What becomes of a call of that function without arguments."""
     (tmp_path / "script.py").write_text(script)
     pickled = b"c%b\n%b\n)}\x87." % (pickling.MAIN.encode(), function.encode())  # (function, (), {}) of the script
-    run_call.write_payload(str(tmp_path / "call.pkl"), run_call.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
+    write_call(str(tmp_path / "call.pkl"), ("path", str(tmp_path / "script.py")), pickled)
     words = payload.program_words(sys.executable, payload.CALL, "call.pkl")
     environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)

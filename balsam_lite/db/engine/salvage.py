@@ -401,9 +401,8 @@ def _changes(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], note
             rows = [(number, *row[1:]) for leaf in leaves for number, row in image.rows(leaf, lost)]
         found[name] = [row for row in rows if len(row) == len(columns)]
     if lost:
-        notes.append(
-            "the record of some changes by users is lost, or some removed jobs, which cannot be taken back, or some calls"
-        )
+        text = "the record of some changes by users is lost, or some calls, or some removed jobs, which cannot be taken back"
+        notes.append(text)
     return found
 
 

@@ -97,7 +97,7 @@ class _Chunk(NamedTuple):
         claimed = [new for new, place in enumerate(kept) if place in {*self.claimed}] if self.claimed else []
         rows, numbers = [self.rows[place] for place in kept], tuple(self.number + place for place in kept)
         new_place = {place: new for new, place in enumerate(kept)} if self.calls else {}
-        called = [(new_place[place], *call) for place, *call in self.calls if place in new_place]
+        called = [(new_place[place], context, payload) for place, context, payload in self.calls if place in new_place]
         return self._replace(rows=rows, claimed=claimed, number=self.number - start, given_numbers=numbers, calls=called)
 
     def given_number(self, place: int) -> int:
@@ -119,10 +119,10 @@ def add_jobs(
 
     Besides the fields, a job may have `job_id` (a UUID, replaced if its first 8 characters are taken) or `given_id` (a UUID
     chosen by the user), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
-    workdir, too), `origin` (where the job comes from, shown in its history), `call` (of an executor: the number of a context, and
-    a payload; see `calls`) and `parents`: numbers or UUIDs of existing jobs,
-    UUIDs of jobs of this batch, or a `Position` in it. After reading all `jobs` this opens one write transaction, or many short
-    ones for more than `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way other processes see all of the jobs or none.
+    workdir, too), `origin` (where the job comes from, shown in its history), `call` (of an executor: the number of a context,
+    and a payload; see `calls`) and `parents`: numbers or UUIDs of existing jobs, UUIDs of jobs of this batch, or a `Position`
+    in it. After reading all `jobs` this opens one write transaction, or many short ones for more than
+    `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way other processes see all of the jobs or none.
 
     Args:
         progress: called with the number of jobs read or inserted since the last call.

@@ -135,9 +135,6 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     tables = _tables(cx, row)
     if not tables:
         return Counter()
-    tables = {
-        table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0]), object_hook=_with_bytes).items()
-    }
     cx.execute("DELETE FROM trash WHERE id = ?", (row,))
     columns, rows = tables.pop("job", ([], []))
     jobs = [dict(zip(columns, values)) for values in rows]
@@ -182,7 +179,8 @@ def _tables(cx: sqlite3.Connection, row: int) -> dict[str, tuple[list[str], list
     found = cx.execute("SELECT content FROM trash WHERE id = ?", (row,)).fetchone()
     if found is None:
         return {}
-    return {table: _unpacked(packed) for table, packed in json.loads(zlib.decompress(found[0])).items()}
+    content = json.loads(zlib.decompress(found[0]), object_hook=_with_bytes)
+    return {table: _unpacked(packed) for table, packed in content.items()}
 
 
 def _reconsider(cx: sqlite3.Connection, restored: Sequence[int], children: Sequence[int], now: int) -> None:

@@ -18,6 +18,7 @@ from ...core.parameters import PICKLED
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE, Holder
 from ...db.engine import directories
 from ...db.store import claims
+from ...db.store.calls import ParentCall
 from ...db.store.claims import Claim
 from ...pyapps import payload, result_file, run_call
 from .. import template
@@ -178,10 +179,7 @@ def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
     elif made.payload_path:
         calls.append((write_payload, (made.payload_path, _make_payload(claim, made), not claim.command_template)))
     if claim.call is not None and not is_call(claim):
-        results = [
-            (f"{_absolute(one.workdir, context)}/{result_file.file_name(one.job_id)}", one.result) for one in claim.call.parents
-        ]
-        calls.append((write_results, (results,)))
+        calls.append((write_results, ([(_absolute(one.workdir, context), one) for one in claim.call.parents],)))
     if has_parent_files(made.environ):
         calls.append((give_parents, (claim, made.environ)))
     return pickle.dumps(calls) if calls else b""
@@ -297,12 +295,17 @@ def sent_call(claim: Claim) -> tuple[bytes, bytes, tuple[Any, ...]]:
     return claim.call.content, claim.call.payload, tuple(parent.result for parent in sorted(claim.call.parents))
 
 
-def write_results(results: Sequence[tuple[str, bytes | str | None]]) -> None:
-    """Write the results of calls into the files whose paths a child has among its arguments. Raises OSError."""
-    for path, content in results:
-        if isinstance(content, bytes) and not os.path.lexists(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            files.write_atomic(path, content, 0o600)
+def write_results(parents: Sequence[tuple[str, ParentCall]]) -> None:
+    """Write results of calls, given with the directories of their jobs, where a child that is a program finds them.
+
+    Raises:
+        OSError.
+    """
+    for directory, parent in parents:
+        path = f"{directory}/{result_file.file_name(parent.job_id)}"
+        if isinstance(parent.result, bytes):
+            os.makedirs(directory, exist_ok=True)
+            files.write_atomic(path, parent.result, 0o600)
 
 
 def _payload_path(claim: Claim, directory: str) -> str:

@@ -75,7 +75,7 @@ def read_start(
     made = Shape._make(shape)
     if claim[_CALL] is not None:
         *plain, parents = claim[_CALL]
-        claim[_CALL] = Call(*plain, tuple(map(ParentCall._make, parents)))
+        claim[_CALL] = Call._make((*plain, tuple(map(ParentCall._make, parents))))
     return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
 

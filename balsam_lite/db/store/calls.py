@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from .transitions import id_list
 
+if TYPE_CHECKING:
+    from .claims import Claim
+
+#: The command line of an application that makes calls of executors contains this; see `pyapps.payload`.
+CALL_MARK = "import call;"
 #: A `result_file.Outcome` as bytes, or the path below `data/` of the file that has it.
 Result = Union[bytes, str]
 
@@ -63,9 +68,19 @@ def read(cx: sqlite3.Connection, jobs: Collection[int], children: Collection[int
     return found
 
 
+def added_to(cx: sqlite3.Connection, to_run: list[Claim]) -> list[Claim]:
+    """Return claims of jobs that are to run, with the calls of executors among them."""
+    jobs = [claim.job for claim in to_run if CALL_MARK in (claim.executable or "")]
+    children = [claim.job for claim in to_run if claim.parents != "[]"]
+    found = read(cx, jobs, children) if jobs or children else {}
+    return [claim._replace(call=found.get(claim.job)) for claim in to_run] if found else to_run
+
+
 def store_results(cx: sqlite3.Connection, results: Iterable[tuple[Result | None, int]]) -> None:
-    """Store what the last attempts of calls have returned or raised; None: nothing."""
-    cx.executemany("UPDATE call SET result = ? WHERE job = ?", results)
+    """Store what the last attempts of calls have returned or raised; b"": nothing. None: that is no call."""
+    given = [(result or None, job) for result, job in results if result is not None]
+    if given:
+        cx.executemany("UPDATE call SET result = ? WHERE job = ?", given)
 
 
 def results(cx: sqlite3.Connection, jobs: Collection[int]) -> dict[int, Any]:

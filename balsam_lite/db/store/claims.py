@@ -24,8 +24,6 @@ from .suspects import Suspect
 from .tags import TaggedJobs, of_workflows, rarest, read_tagged, scan_is_cheap
 from .transitions import Transition, apply, id_list
 
-#: The command line of an application that makes calls of executors contains this; see `pyapps.payload`.
-CALL_MARK = "import call;"
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
 
@@ -347,16 +345,8 @@ def _take_among(
                 chosen.append((shape, row, place))
     _mark_running(cx, lease, [(row, room.describe(place)) for _, row, place in chosen], now_us, note)
     hold_for_step(cx, lease, [row[0] for _, row in to_prepare])
-    to_run = _with_calls(cx, [_claim(*one) for one in chosen])
+    to_run = calls.added_to(cx, [_claim(*one) for one in chosen])
     return ClaimResult(to_run, [_claim(shape, row) for shape, row in to_prepare])
-
-
-def _with_calls(cx: sqlite3.Connection, to_run: list[Claim]) -> list[Claim]:
-    """Add the calls of executors to the claims of jobs that are to run."""
-    jobs = [claim.job for claim in to_run if CALL_MARK in (claim.executable or "")]
-    children = [claim.job for claim in to_run if claim.parents != "[]"]
-    found = calls.read(cx, jobs, children) if jobs or children else {}
-    return [claim._replace(call=found[claim.job]) if claim.job in found else claim for claim in to_run] if found else to_run
 
 
 def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
@@ -619,9 +609,7 @@ def finish(
     apply(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
     runs.end(cx, [*(ended[m.job] for m in moves), *killed], describe, stop_cause)
-    results = [(run.outcome or None, run.job) for run in ended.values() if run.outcome is not None and run.job in mine]
-    if results:
-        calls.store_results(cx, results)
+    calls.store_results(cx, ((run.outcome, run.job) for run in ended.values() if run.job in mine))
     requeue_lost(cx, lost, now_us, describe)
     release(cx, lease, [run.job for run in killed], now_us)
     lost_jobs = [job for job in ended if job not in mine]

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 from .transitions import id_list
-
-if TYPE_CHECKING:
-    from .claims import Claim
 
 #: The command line of an application that makes calls of executors contains this; see `pyapps.payload`.
 CALL_MARK = "import call;"
@@ -68,8 +65,8 @@ def read(cx: sqlite3.Connection, jobs: Collection[int], children: Collection[int
     return found
 
 
-def added_to(cx: sqlite3.Connection, to_run: list[Claim]) -> list[Claim]:
-    """Return claims of jobs that are to run, with the calls of executors among them."""
+def added_to(cx: sqlite3.Connection, to_run: list[Any]) -> list[Any]:
+    """Return claims (`claims.Claim`) of jobs that are to run, with the calls of executors among them."""
     jobs = [claim.job for claim in to_run if CALL_MARK in (claim.executable or "")]
     children = [claim.job for claim in to_run if claim.parents != "[]"]
     found = read(cx, jobs, children) if jobs or children else {}

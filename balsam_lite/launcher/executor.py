@@ -130,7 +130,7 @@ class _Task(NamedTuple):
     name: str
     args: str = ""  # of an application
     parents: Sequence[BalsamFuture] = ()
-    call: bytes | str = b""  # see `run_call.Call`
+    call: bytes | str = b""  # see `run_call.CallPayload`
     context: run_call.CallContext | None = None
     job_id: str | None = None  # if it is not to be drawn
 
@@ -424,7 +424,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             own_calls = [one for one in parents if one._executor._application is None]
             own_calls.sort(key=lambda one: (one in places, places.get(one, one._number)))  # as their numbers will be
             sources = tuple(own_calls.index(one) if one in own_calls else one.path for one in task.parents)
-            content = run_call.dump(run_call.Call(task.call, sources))
+            content = run_call.dump(run_call.CallPayload(task.call, sources))
             own["call"] = self._contexts[task.context], content
         return {"name": task.name, **self._fields, **own}
 

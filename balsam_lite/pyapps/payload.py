@@ -78,7 +78,7 @@ def call_name(job_id: str) -> str:
 
 
 def arguments_name(job_id: str) -> str:
-    """Return the name of the file with a large call of an executor; see `run_call.Call`."""
+    """Return the name of the file with a large call of an executor; see `run_call.CallPayload`."""
     return f".balsam-{job_id[:8]}.args"
 
 

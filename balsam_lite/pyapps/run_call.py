@@ -53,7 +53,7 @@ class CallContext(NamedTuple):
     max_calls: int = 0  # maximum number of calls in one process; 0: as in the settings
 
 
-class Call(NamedTuple):
+class CallPayload(NamedTuple):
     """One call; a pickled tuple in the DB."""
 
     call: bytes | str  # (function, args, kwargs), by `core.pickling`; or the file with that, below `data/`
@@ -61,7 +61,7 @@ class Call(NamedTuple):
     parents: tuple[int | str, ...] = ()
 
 
-def dump(what: CallContext | Call) -> bytes:
+def dump(what: CallContext | CallPayload) -> bytes:
     """Return bytes for the DB, which any supported version of Python reads."""
     return pickle.dumps(tuple(what), protocol=4)
 
@@ -73,7 +73,7 @@ def write_call(path: str, context: bytes, payload: bytes, results: Sequence[byte
     files.write_atomic(path, pickle.dumps((context, payload, tuple(results)), protocol=4), 0o600)
 
 
-#: Of the call that is being unpickled: see `Call.parents`, and the results of those that are calls.
+#: Of the call that is being unpickled: see `CallPayload.parents`, and the results of those that are calls.
 _parents: Sequence[int | str] = ()
 _results: Sequence[bytes | str | None] = ()
 
@@ -120,7 +120,7 @@ def outcome_of(context: CallContext, payload: bytes, results: Sequence[bytes | s
 
     def load() -> Any:
         global _parents, _results
-        call = Call(*pickle.loads(payload))
+        call = CallPayload(*pickle.loads(payload))
         _parents, _results = call.parents, results
         if isinstance(call.call, bytes):
             return pickling.loads(call.call)

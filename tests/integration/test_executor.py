@@ -695,7 +695,7 @@ def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = result_file.file_name("12345678-9")
     result_file.write(name, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, b"old"))
-    outcome = run_call.outcome_of(run_call.CallContext(()), run_call.dump(run_call.Call(b"nonsense")), ())
+    outcome = run_call.outcome_of(run_call.CallContext(()), run_call.dump(run_call.CallPayload(b"nonsense")), ())
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])

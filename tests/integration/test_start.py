@@ -33,7 +33,7 @@ def ended(words, **environ):
 
 def write_call(path, main, pickled):
     """Write the file for a program that makes one call."""
-    context, call = run_call.CallContext((), main), run_call.Call(pickled)
+    context, call = run_call.CallContext((), main), run_call.CallPayload(pickled)
     run_call.write_call(path, run_call.dump(context), run_call.dump(call), ())
 
 

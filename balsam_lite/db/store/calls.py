@@ -28,7 +28,7 @@ class ParentCall(NamedTuple):
     result: Result | None
 
 
-class Call(NamedTuple):
+class ClaimedCall(NamedTuple):
     """What the launcher passes to the worker of a call."""
 
     context: int = 0  # 0: this job is no call, but has calls among its parents
@@ -48,19 +48,19 @@ def add(cx: sqlite3.Connection, calls: Iterable[tuple[int, int, bytes]]) -> None
     cx.executemany("INSERT INTO call (job, context, payload) VALUES (?, ?, ?)", calls)
 
 
-def read(cx: sqlite3.Connection, jobs: Collection[int], children: Collection[int]) -> dict[int, Call]:
+def read(cx: sqlite3.Connection, jobs: Collection[int], children: Collection[int]) -> dict[int, ClaimedCall]:
     """Return the calls among these jobs, and the results of calls that are parents of `children`, by job."""
-    found: dict[int, Call] = {}
+    found: dict[int, ClaimedCall] = {}
     if jobs:
         sql = """SELECT job, context, content, payload FROM call JOIN call_context ON call_context.id = call.context
             WHERE job IN (SELECT value FROM json_each(?))"""
-        found = {job: Call(*others) for job, *others in cx.execute(sql, (id_list(jobs),))}
+        found = {job: ClaimedCall(*others) for job, *others in cx.execute(sql, (id_list(jobs),))}
     if children:
         sql = """SELECT dependency.child, call.job, job.job_id, job.workdir, call.result FROM json_each(?) AS given
             CROSS JOIN dependency ON dependency.child = given.value
             JOIN call ON call.job = dependency.parent JOIN job ON job.id = call.job"""
         for child, *parent in cx.execute(sql, (id_list(children),)):
-            before = found.get(child, Call())
+            before = found.get(child, ClaimedCall())
             found[child] = before._replace(parents=(*before.parents, ParentCall(*parent)))
     return found
 

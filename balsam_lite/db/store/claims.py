@@ -83,7 +83,7 @@ class Claim(NamedTuple):
     keep_background: int = 0  # of the job or its application: leave the processes alone that a run leaves
     record: str | None = None  # JSON, of a job whose Python class is shown it: see `fields_of`
     place: object = None  # what `Capacity.reserve` gave
-    call: calls.Call | None = None  # of an executor, or with results of calls for their child
+    call: calls.ClaimedCall | None = None  # of an executor, or with results of calls for their child
 
     @property
     def label(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
-from ...db.store.calls import Call, ParentCall
+from ...db.store.calls import ClaimedCall, ParentCall
 from ...db.store.claims import Claim, Shape
 from ...db.store.runs import RunResult
 from ..exec.hardware import DEFAULT_GPU_VARIABLES
@@ -75,7 +75,7 @@ def read_start(
     made = Shape._make(shape)
     if claim[_CALL] is not None:
         *plain, parents = claim[_CALL]
-        claim[_CALL] = Call._make((*plain, tuple(map(ParentCall._make, parents))))
+        claim[_CALL] = ClaimedCall._make((*plain, tuple(map(ParentCall._make, parents))))
     return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
 

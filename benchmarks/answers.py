@@ -8,6 +8,8 @@ a launch is queued for some. Then it times, in turn:
   Goals: `status` 150 ms, `show` and `explain` of one job 120 ms.
 - `explain_all_s`: `balsam explain` of everything that waits or failed, once. Goal: 5 s.
 - `report`: seconds, peak memory and size of the file of `balsam report`. Goals: 30 s, 500 MB, 3 MB, at a million jobs.
+- `results`: seconds of wall and CPU time and peak memory of `balsam results` of all jobs to CSV: `fields` alone (goal 15 s at a
+  million jobs), and `all`, with parameters and the keys of `data` as columns (goal 30 s); and of `balsam sql` of all jobs.
 
 `--make DIRECTORY` only makes the DB there and keeps it.
 """
@@ -125,6 +127,37 @@ def time_report(balsam: Sequence[str], place: str) -> dict[str, Any]:
     return {"seconds": ended.seconds, "peak_mb": ended.peak_rss_mb, "file_mb": os.path.getsize(path) / 1e6}
 
 
+_DATA = """UPDATE job SET parameters = json_object('T', id % 400 + 100, 'P', id % 7 * 0.5), data = CASE
+    WHEN id % 20 = 0 THEN '{}'
+    WHEN id % 3 = 0 THEN json_object('energy', -id * 0.37, 'fit', json_object('a', id, 'b', 'x' || id))
+    ELSE json_object('energy', -id * 0.37, 'steps', id % 1000, 'note', 'n ' || id) END"""
+_FIELDS = "id,name,workflow,application,state,return_code,attempt,runtime_s,user_cpu_s,max_memory_bytes,node,started,ended"
+
+
+def give_data(directory: str) -> None:
+    """Give the jobs parameters and `data` of different keys, nested in a third of them."""
+    database = directories.open_database(directory)
+    with database.write() as cx:
+        cx.execute(_DATA)
+    database.close()
+
+
+def time_results(balsam: Sequence[str], place: str) -> dict[str, Any]:
+    """Write the results of all jobs to CSV."""
+    commands = {
+        "fields": ["results", "--columns", _FIELDS],
+        "all": ["results"],
+        "sql": ["sql", "SELECT id, name, state, runtime_s, data FROM results"],
+    }
+    found = {}
+    for name, words in commands.items():
+        path = os.path.join(place, f"{name}.csv")
+        ended = common.Running([*balsam, *words, "-o", path], f"{place}/results.log").wait(600)
+        size_mb = os.path.getsize(path) / 1e6
+        found[name] = {"seconds": ended.seconds, "cpu_s": ended.own_cpu_s, "peak_mb": ended.peak_rss_mb, "file_mb": size_mb}
+    return found
+
+
 def run(bench: common.Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Make the DB, and time everything."""
     directory = bench.new_directory()
@@ -146,6 +179,9 @@ def run(bench: common.Bench, options: argparse.Namespace) -> dict[str, Any]:
     explained = time_commands({_BARE: [python, "-c", "pass"], "all": [*balsam, "explain"]}, 1)
     figures["explain_all_s"] = explained["over_python_ms"]["all"] / 1000
     figures["report"] = time_report(balsam, bench.place)
+    common.say("answers: results")
+    common.in_child(lambda: give_data(directory))
+    figures["results"] = time_results(balsam, bench.place)
     return figures
 
 

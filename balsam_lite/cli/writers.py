@@ -56,7 +56,7 @@ def format_of(path: str) -> str:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
         raise InvalidSpec(
-            f"The suffix of {path!r} is that of no format.", hint=f"Name one with --format, or use: {', '.join(SUFFIXES)}"
+            f"There is no format for the suffix of {path!r}.", hint=f"Name one with --format, or use: {', '.join(SUFFIXES)}"
         )
     return SUFFIXES[suffix]
 

@@ -23,7 +23,7 @@ from ..db.store import graph, insert
 from ..db.store.apps import AppChange
 from ..db.store.large_writes import Progress
 from ..sites import jobs as site_jobs
-from . import campaign_file, sweep
+from . import campaign_file, job_rows, sweep
 from .campaign_file import SAME, CampaignFile, JobGroup
 from .yaml_document import PlainText, scalar
 
@@ -176,7 +176,7 @@ class _Comparison:
         self._by_name = {group.name: group for group in campaign.groups}
         self._dependencies = 0
         self._yielded = 0
-        self._now: tuple[JobGroup, campaign_file.Row] | None = None
+        self._now: tuple[JobGroup, campaign_file.Row | None] | None = None
 
     def _common(self, group: JobGroup, parent: str, mode: str) -> tuple[str, ...]:
         """Return the variables in which a job of `group` and its parents are the same."""
@@ -197,9 +197,12 @@ class _Comparison:
     def new_jobs(self) -> Iterator[dict[str, Any]]:
         """Yield the fields of the jobs that the DB has not, as `insert.add_jobs` takes them; count all."""
         for group in self._campaign.groups:
-            rows = group.jobs()
+            self._now = (group, None)
+            app = self._apps.get(group.fields["application"])
+            rows = group.jobs(app["parameters"] if app else ())
             while some := list(islice(rows, _CHUNK)):
                 yield from self._new_of(group, some)
+                self._now = (group, None)
 
     def _new_of(self, group: JobGroup, some: Sequence[tuple[campaign_file.Row, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         tally = self._tallies[group.name]
@@ -208,7 +211,7 @@ class _Comparison:
         present, parents = self._present(names)
         for key, (row, fields) in zip(names, some):
             self._now = (group, row)
-            self._set_parameters(group, row, fields)
+            self._set_values(group, row, fields)
             job = self._make(fields)
             wanted = self._parents_of(group, row)
             found = present.get(key)
@@ -231,18 +234,26 @@ class _Comparison:
                     tally.late += 1
             self._check_size(group)
 
-    def _set_parameters(self, group: JobGroup, row: campaign_file.Row, fields: dict[str, Any]) -> None:
-        """Give the parameters the values of the variables with their names, and texts without quotes the values they mean."""
+    def _set_values(self, group: JobGroup, row: campaign_file.Row, fields: dict[str, Any]) -> None:
+        """Give the swept values to parameters of their names, or to data; and texts without quotes the values they mean.
+
+        This is what `job_rows.SweepRows` does.
+        """
         app = self._apps.get(fields.get("application"))
         if app is None:
             return
-        given = fields.get("parameters", {})
-        from_variables = {
-            name: PlainText(row.values[name]) for name in group.variables if name in app["parameters"] and name not in given
-        }
-        if given or from_variables:
+        parameters = dict(fields.get("parameters", {}))
+        takes_all = app["kind"] == "command" or bool(app["definition"].get("open"))
+        others: dict[str, Any] = {}
+        for name in group.variables if group.is_swept else ():
+            if name not in parameters:
+                taken = parameters if takes_all or name in app["parameters"] else others
+                taken[name] = sweep.as_value(row.values[name])
+        if parameters:
             meant = sweep.as_value if app["kind"] in _SPELLED_KINDS else scalar
-            fields["parameters"] = _with_values({**given, **from_variables}, meant)
+            fields["parameters"] = _with_values(parameters, meant)
+        if others:
+            fields["data"] = {**fields.get("data", {}), job_rows.SWEPT_ELSEWHERE: others}
 
     def _present(self, names: Iterable[str]) -> tuple[dict[str, dict[str, Any]], dict[int, set[int]]]:
         """Return the jobs that have one of these keys, by key, and their parents, by number."""
@@ -293,7 +304,7 @@ class _Comparison:
         group, row = self._now
         cause = exc.__cause__ if isinstance(exc.__cause__, BalsamError) else exc
         where = f"{self._campaign.problems.name}, line {group.node.line}: group {group.name}"
-        return type(exc)(f"{where}{f', {row.where}' if row.where else ''}: {cause.message}", hint=cause.hint)
+        return type(exc)(f"{where}{f', {row.where}' if row and row.where else ''}: {cause.message}", hint=cause.hint)
 
     def result(self) -> Applied:
         """Return the counts, after all new jobs were yielded."""

@@ -10,16 +10,18 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from ..core import command_line, field_specs
-from ..core.errors import BalsamError, did_you_mean
+from ..core.errors import BalsamError, InvalidSpec, did_you_mean
 from ..core.field_specs import APP_FIELD, JOB_FIELD, Field
 from ..core.parameters import fields_of_launch_params
 from ..sites.apps import parameters_of
-from . import readers, sweep
+from . import job_rows, readers, sweep
 from .yaml_document import LIST, MAPPING, TEXT, PlainText, Problems, YamlNode, scalar
 from .yaml_document import read as read_yaml
 
@@ -63,15 +65,22 @@ class JobGroup:
         self.places: dict[str, YamlNode] = {}  # of the fields
         self.parents: dict[str, tuple[str, YamlNode]] = {}  # group -> ALL or SAME
         self.variables: tuple[str, ...] = ()
+        self.is_readable = True  # whether it is known where its jobs come from
+        self.is_swept = False  # whether the variables are those of a sweep
         self.count = 1
-        self.rows: Callable[[], Iterator[Row]] = lambda: iter([Row({}, {}, "", "")])
+        #: Takes the names of the parameters of its application.
+        self.rows: Callable[[Collection[str]], Iterator[Row]] = lambda parameters: iter([Row({}, {}, "", "")])
 
-    def jobs(self) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Yield each row with the fields of its job. Raises what reading a table raises."""
+    def jobs(self, parameters: Collection[str]) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield each row with the fields of its job. Raises what reading a table raises.
+
+        Args:
+            parameters: the names of the parameters of its application.
+        """
         constant = {name: value for name, value in self.fields.items() if not _mentions(value, self.variables)}
         others = {name: value for name, value in self.fields.items() if name not in constant}
         filled = sweep.replacer(self.variables)
-        for row in self.rows():
+        for row in self.rows(parameters):
             job = {**constant, **{name: filled(value, row.values) for name, value in others.items()}}
             for name, value in row.fields.items():
                 job[name] = {**job[name], **value} if name in _MAPPINGS and isinstance(job.get(name), dict) else value
@@ -122,6 +131,8 @@ class _FileReader:
         for group, (key, node) in self._part(found, "groups").items():
             self._name(key, "group")
             groups[group] = self._group(group, node, defaults)
+            if groups[group].fields.get("application") == job_rows.COMMANDS_APP["name"]:
+                applications.setdefault(job_rows.COMMANDS_APP["name"], (_commands_app(), node))
         workflow = self._problems.text(found["workflow"][1], "workflow") if "workflow" in found else name
         for one in groups.values():
             one.fields.setdefault("workflow", workflow)
@@ -185,6 +196,8 @@ class _FileReader:
             first = self._field(field, defaults[field][1])
             if isinstance(first, dict) and isinstance(group.fields[field], dict):
                 group.fields[field] = {**first, **group.fields[field]}
+        if not group.fields.get("application") and "commands" in own:
+            group.fields["application"] = job_rows.COMMANDS_APP["name"]
         if not group.fields.get("application"):
             self._problems.add(node, f"group {name} needs `application: NAME`")
         parents = own.get(_PARENTS) or defaults.get(_PARENTS)
@@ -300,7 +313,8 @@ class _FileReader:
                     self._problems.add(node, f"groups wait for each other: {cycle}")
                 else:
                     visit(groups[name])
-                    if mode == SAME and not set(group.variables) & set(groups[name].variables):
+                    is_known = group.is_readable and groups[name].is_readable
+                    if mode == SAME and is_known and not set(group.variables) & set(groups[name].variables):
                         has = ", ".join(groups[name].variables) or "none"
                         text = f"{group.name} has no variable of {name} (which has {has}), so no job has the same values"
                         self._problems.add(node, f"{text}; write {name}: {ALL}")
@@ -319,17 +333,87 @@ class _FileReader:
         for option, source in _OPTIONS.items():
             if option in own and source not in own:
                 self._problems.add(own[option][0], f"{option} goes with {source}, which group {group.name} has not")
-        if len(given) > 1:
+        if len(given) > 1 and given != ["sweep", "array"]:
             self._problems.add(own[given[1]][0], f"group {group.name} has {' and '.join(given)}; its jobs come from one")
         elif given == ["jobs"]:
             self._set_list(group, own["jobs"][1])
-        elif given in (["sweep"], ["array"]):
+        elif given == ["from_file"]:
+            self._set_table(group, own)
+        elif given == ["commands"]:
+            self._set_commands(group, own["commands"][1])
+        elif given:
             self._set_sweep(group, own)
+
+    def _set_table(self, group: JobGroup, own: Mapping[str, tuple[YamlNode, YamlNode]]) -> None:
+        node = own["from_file"][1]
+        form = self._problems.text(own["input_format"][1], "input_format") if "input_format" in own else None
+        try:
+            path = self._file(node, "from_file")
+            form = readers.format_of(path, form)
+            if form not in readers.FORMATS.values():
+                raise InvalidSpec(f"input_format must be csv, tsv or jsonl, not {form!r}")
+            group.count = _count_lines(path)
+            group.variables = _columns(path, form)
+        except BalsamError as exc:
+            self._problems.add(node, _in_one_line(exc))
+            group.is_readable = False
+            return
+
+        def rows(parameters: Collection[str]) -> Iterator[Row]:
+            table = _open_table(path, form)
+            with table:
+                for number, fields in enumerate(job_rows.FileRows(table, {"name": _UNNAMED}, parameters), 1):
+                    where = f"{path}, line {table.line}"
+                    is_named = fields["name"] != f"{_UNNAMED}-{number}"
+                    name = fields["name"] if is_named else ""
+                    rest = {field: value for field, value in fields.items() if field not in ("name", "workflow")}
+                    if "workflow" in group.variables:
+                        rest["workflow"] = fields["workflow"]
+                    key = _key(rest.get("unique_key") or name or rest)
+                    rest.pop("unique_key", None)
+                    given = {**rest, "name": name or f"{group.name}-{number}"}
+                    yield Row({**dict.fromkeys(group.variables, ""), **_texts_of(given)}, given, key, where)
+
+        group.rows = rows
+
+    def _set_commands(self, group: JobGroup, node: YamlNode) -> None:
+        """Take lines of commands for bash: those of a file, or a list."""
+        lines: list[str] = []
+        path = ""
+        try:
+            if node.kind is LIST:
+                lines = [self._problems.text(one, "a command") for one in node.value]
+            else:
+                path = self._file(node, "commands")
+            group.count = len(lines) if not path else _count_lines(path)
+        except BalsamError as exc:
+            self._problems.add(node, _in_one_line(exc))
+            group.is_readable = False
+            return
+
+        def rows(parameters: Collection[str]) -> Iterator[Row]:
+            source = readers.Commands(path) if path else None
+            with source or nullcontext():
+                for number, command in enumerate(source or lines, 1):
+                    where = f"{path}, line {source.line}" if source else f"command {number}"
+                    fields = {"name": f"{group.name}-{number}", "args": shlex.quote(command)}
+                    yield Row({}, fields, _key(command), where)
+
+        group.rows = rows
+
+    def _file(self, node: YamlNode, what: str) -> str:
+        """Return the path of a file that can be read. Raises InputError, NotFound."""
+        path = os.path.join(self._directory, os.path.expanduser(self._problems.text(node, what)))
+        with readers.RowReader(path):
+            return path
 
     def _set_sweep(self, group: JobGroup, own: Mapping[str, tuple[YamlNode, YamlNode]]) -> None:
         source = own["sweep" if "sweep" in own else "array"][1]
         try:
-            variables = self._variables(source, f"sweep of group {group.name}") if "sweep" in own else [self._array(source)]
+            variables = self._variables(source, f"sweep of group {group.name}") if "sweep" in own else []
+            if "array" in own:
+                variables.append(sweep.parse_array(self._problems.text(own["array"][1], "array")))
+            group.is_swept = True
             group.variables = tuple(one.name for one in variables)
             whole = sweep.Zip(variables) if self._flag(own, "zip") else sweep.Product(variables)
             sample = (
@@ -339,12 +423,13 @@ class _FileReader:
             sweep.refuse_too_many(found.total)
         except BalsamError as exc:
             self._problems.add(source, _in_one_line(exc))
+            group.is_readable = False
             return
         group.count = found.total
         is_named = "name" in group.fields
         stem = group.name
 
-        def rows() -> Iterator[Row]:
+        def rows(parameters: Collection[str]) -> Iterator[Row]:
             for values in found:
                 fields = {} if is_named else {"name": sweep.name_of(stem, values)}
                 shown = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -376,9 +461,6 @@ class _FileReader:
             self._problems.add(node, f"{what} has no variables")
         return found
 
-    def _array(self, node: YamlNode) -> sweep.Variable:
-        return sweep.parse_array(self._problems.text(node, "array"))
-
     def _lines(self, path: str) -> list[str]:
         """Return the lines of a file of values."""
         return readers.values_of(os.path.join(self._directory, os.path.expanduser(path)))
@@ -408,20 +490,52 @@ class _FileReader:
                 self._problems.add(item, f"{what} is the same as {rows[row.key].where}; give one another name or unique_key")
             rows.setdefault(row.key, row)
         group.count = len(rows)
-        group.rows = lambda: iter(rows.values())
+        group.rows = lambda parameters: iter(rows.values())
         names = [set(row.values) for row in rows.values()]
         group.variables = tuple(sorted(set.intersection(*names))) if names else ()
 
 
+def _commands_app() -> dict[str, Any]:
+    """Return all fields but the name of the application that runs lines of commands, in stored form."""
+    fields = {**{field.name: field.default for field in APP_FIELD.values()}, **job_rows.COMMANDS_APP}
+    return {name: value for name, value in fields.items() if name != "name"}
+
+
+#: Begins the name of a job that a table gives none.
+_UNNAMED = "\x7f"
+
+
+def _open_table(path: str, form: str) -> readers.CsvTable | readers.JsonLines:
+    return readers.JsonLines(path) if form == "jsonl" else readers.CsvTable(path, form)
+
+
+def _columns(path: str, form: str) -> tuple[str, ...]:
+    """Return the variables of a table: its columns, tags and parameters by their names; of JSON lines those of the first."""
+    table = _open_table(path, form)
+    with table:
+        if isinstance(table, readers.CsvTable):
+            return tuple(name.rpartition(".")[2] for name in table.columns)
+        return tuple(_texts_of(next(iter(table), {})))
+
+
+def _count_lines(path: str) -> int:
+    with open(path, "rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
 def _texts_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return what can be compared with the variables of other groups: texts, and the parameters and tags by their names."""
-    found = {name: value for name, value in fields.items() if isinstance(value, str)}
-    for mapping in ("tags", "parameters"):
-        found.update((name, str(value)) for name, value in (fields.get(mapping) or {}).items())
+    """Return what can be compared with the variables of other groups: plain values, and what is in objects by its name."""
+    found = {name: str(value) for name, value in fields.items() if isinstance(value, (str, int, float))}
+    for mapping in ("data", "tags", "parameters"):
+        found.update((name, str(value)) for name, value in _object(fields.get(mapping)).items())
     return found
 
 
 _JOB_FIELDS = (*(field.name for field in JOB_FIELD.values() if field.settable), *_EXTRA, *field_specs.OUR_NAMES)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _placeholders(value: Any) -> Iterator[str]:
@@ -443,8 +557,17 @@ def _mentions(value: Any, variables: Collection[str]) -> bool:
 
 def _key(given: str | Mapping[str, Any]) -> str:
     """Return the part of a unique_key for a text, or for the values of a job; a digest if that is long."""
-    text = given if isinstance(given, str) else ",".join(f"{name}={value}" for name, value in given.items())
+    text = given if isinstance(given, str) else ",".join(f"{name}={value}" for name, value in _flat(given))
     return text if len(text) <= _MAX_KEY else hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a job and the keys of those that are objects; parameters by their names alone."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from ((key if name == "parameters" else f"{name}.{key}", one) for key, one in value.items())
+        else:
+            yield name, value
 
 
 def _in_one_line(exc: BalsamError) -> str:

@@ -205,8 +205,8 @@ class CommandRows:
             yield {**common, "application": COMMANDS_APP["name"], "name": f"{stem}-{number}", "args": quoted}
 
 
-#: Options of a job in which a sweep puts values; those of the others are the same for all its jobs.
-_SWEPT_ELSEWHERE = "sweep"
+#: The key in `data` of swept values that are no parameters of the application.
+SWEPT_ELSEWHERE = "sweep"
 
 
 class SweepRows:
@@ -249,7 +249,7 @@ class SweepRows:
             row["name"] = sweep.name_of(row["name"], values)
         row["parameters"] = {**row["parameters"], **{name: sweep.as_value(values[name]) for name in self._as_parameters}}
         if self._as_data:
-            row["data"] = {**row["data"], _SWEPT_ELSEWHERE: {name: sweep.as_value(values[name]) for name in self._as_data}}
+            row["data"] = {**row["data"], SWEPT_ELSEWHERE: {name: sweep.as_value(values[name]) for name in self._as_data}}
         return row
 
 

@@ -69,7 +69,7 @@ def test_a_campaign_adds_its_applications_jobs_and_dependencies(apply, tmp_path)
     assert found == [
         ("heat/relax/T=100,P=2.50", "relax-T100-P2.50", "heat", "", '{"study": "alloy", "t": "100"}', '{"T": 100, "P": "2.50"}',
          "campaign heat"),
-        ("heat/analyse/T=100", "analyse-T100", "heat", "100 {print}", '{"study": "alloy"}', "{}", "campaign heat"),
+        ("heat/analyse/T=100", "analyse-T100", "heat", "100 {print}", '{"study": "alloy"}', '{"T": 100}', "campaign heat"),
         ("heat/sum", "sum", "heat", "", '{"study": "alloy"}', "{}", "campaign heat"),
     ]  # fmt: skip
     edges = rows(tmp_path, "SELECT child, group_concat(parent) FROM (SELECT * FROM dependency ORDER BY parent) GROUP BY child")
@@ -197,6 +197,73 @@ groups:
         ("two", "other", 2, "{}", "{}"),
     ]  # fmt: skip
     assert rows(tmp_path, "SELECT parent, child FROM dependency") == [(2, 3)]
+
+
+TABLES = """\
+version: 1
+campaign: tab
+applications:
+  sim: {command_template: "echo {{ T }} {{ P }}", parameters: {P: {required: false, default: "9"}}}
+  after: {executable: echo}
+groups:
+  rows: {application: sim, from_file: t.csv, tags: {all: yes}, description: "at {T} and {kind}"}
+  after: {application: after, sweep: {T: [100, 200]}, parents: {rows: same}}
+  lines: {application: sim, from_file: t.txt, input_format: jsonl}
+  cmds: {commands: cmds, parents: rows}
+  more: {commands: [echo a, "echo 'b c'"], num_nodes: 2}
+"""
+TABLE = 'T,P,tags.kind,num_nodes\n100,1,a,2\n200,1,"b,c",\n200,2,,3\n'
+
+
+@pytest.fixture
+def tables(tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    (tmp_path / "t.txt").write_text(
+        '{"name": "x", "parameters": {"T": 5}, "num_nodes": 2}\n\n{"name": "y", "parameters": {"T": 6}}\n'
+    )
+    (tmp_path / "cmds").write_text("# two\necho it's 1\n\necho 2 | wc\n")
+
+
+@pytest.mark.usefixtures("tables")
+def test_jobs_come_from_tables_json_lines_and_command_lines(apply, tmp_path):
+    code, out, err = apply(TABLES)
+    assert (code, err) == (0, "")
+    assert "Added 11 jobs, 3 applications, 9 dependencies (tab)" in out
+    found = rows(tmp_path, "SELECT name, unique_key, args, tags, parameters, num_nodes, description, application FROM job")
+    assert found[:3] == [
+        ("rows-1", "tab/rows/T=100,P=1,tags.kind=a,num_nodes=2", "", '{"all": "yes", "kind": "a"}', '{"T": 100, "P": 1}', 2,
+         "at 100 and a", "sim"),
+        ("rows-2", "tab/rows/T=200,P=1,tags.kind=b,c,num_nodes=1", "", '{"all": "yes", "kind": "b,c"}', '{"T": 200, "P": 1}', 1,
+         "at 200 and b,c", "sim"),
+        ("rows-3", "tab/rows/T=200,P=2,num_nodes=3", "", '{"all": "yes"}', '{"T": 200, "P": 2}', 3, "at 200 and ", "sim"),
+    ]  # fmt: skip
+    assert [row[:2] for row in found[5:8]] == [("x", "tab/lines/x"), ("y", "tab/lines/y"), ("cmds-1", "tab/cmds/echo it's 1")]
+    assert found[10] == ("more-2", "tab/more/echo 'b c'", "'echo '\"'\"'b c'\"'\"''", "{}", "{}", 2, "", "commands")
+    assert rows(tmp_path, "SELECT child, parent FROM dependency WHERE child < 6 ORDER BY 1, 2") == [(4, 1), (5, 2), (5, 3)]
+    assert "Added 0 jobs, 0 applications, 0 dependencies" in apply(TABLES)[1]
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (f"{TABLE}200,3,b,x\n", "line 7: group rows, {}/t.csv, line 5: job num_nodes must be a whole number, not 'x'"),
+        ("T,Q\n1,2\n", "line 7: group rows: {}/t.csv, line 1, column 2: there is no field or parameter 'Q'."),
+        ("T,P\n100,1\n200,2,3\n", "line 7: group rows: {}/t.csv, line 3, column 3: there are 3 of 2 columns"),
+        ("T,P\n100,1\n200,1\n100,1\n", "the unique_key 'tab/rows/T=100,P=1' is that of job number 1 of the same batch"),
+        ("", ": {}/t.csv is empty: its first line must name the columns."),
+        (None, ": There is no file {}/t.csv."),
+    ],
+)
+def test_errors_in_tables_have_the_line_of_the_table_and_nothing_is_added(apply, tmp_path, table, said):
+    if table is None:
+        (tmp_path / "t.csv").unlink()
+    else:
+        (tmp_path / "t.csv").write_text(table)
+    code, _, err = apply(TABLES)
+    assert code in (2, 3)
+    assert said.format(tmp_path) in err
+    assert rows(tmp_path, "SELECT (SELECT count(*) FROM app) + (SELECT count(*) FROM job)") == [(0,)]
 
 
 def test_zip_random_and_the_name_of_a_group_without_sweep(apply, tmp_path):

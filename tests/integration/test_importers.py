@@ -284,7 +284,7 @@ def test_the_commands_of_a_joblog_become_jobs_with_their_runs(db, tmp_path, monk
     ]  # fmt: skip
     assert rows(db, "SELECT attempt, return_code, ended - started FROM run WHERE job = 2") == [(1, 7, 65000), (2, 0, 65000)]
     assert rows(db, "SELECT args, user_workdir, application FROM job WHERE id = 7") == [
-        ("'echo '\"'\"'a\nb'\"'\"''", str(tmp_path), "bash")
+        ("'echo '\"'\"'a\nb'\"'\"''", str(tmp_path), "commands")
     ]
     assert rows(db, "SELECT cause FROM failure WHERE jobs > 0 ORDER BY 1") == [("--timeout",), ("signal 9 (SIGKILL)",)]
     assert imported(db, "joblog", JOBLOG).already_here == 8

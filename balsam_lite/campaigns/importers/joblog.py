@@ -17,11 +17,10 @@ from ...core import causes, states
 from ...core.errors import InvalidSpec
 from ...db.store import runs
 from ...db.store.merge import ForeignEvent, ForeignJob
+from ..job_rows import COMMANDS_APP
 from .source_content import SourceContent, SourceOptions, origin_of
 
 _HEADER = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand"
-#: Commands run by bash, as those of `balsam job --commands`.
-APP = {"name": "bash", "executable": "bash -c", "description": "Runs its argument as a command line of bash"}
 _NAMESPACE = uuid.UUID("5f0c3a3e-1f0e-4b65-9d2f-9d4b8f1c7a55")
 _LOCAL = ":"
 #: Cause of the failure of a command that --timeout has ended.
@@ -44,7 +43,7 @@ def read(path: str, options: SourceOptions) -> SourceContent:
     """Return the content of a joblog. Its jobs run in `options.directory`, by default the current one."""
     directory = os.path.abspath(options.directory or os.curdir)
     origin = origin_of("joblog", path, directory)
-    return SourceContent(_jobs(path, directory, options.workflow or "joblog"), [APP], origin)
+    return SourceContent(_jobs(path, directory, options.workflow or "joblog"), [COMMANDS_APP], origin)
 
 
 def _jobs(path: str, directory: str, workflow: str) -> Iterator[ForeignJob]:
@@ -104,7 +103,7 @@ def _job(number: int, attempts: list[JoblogLine], directory: str, workflow: str)
     fields: dict[str, Any] = {
         "name": f"{workflow}-{first.number}",
         "workflow": workflow,
-        "application": APP["name"],
+        "application": COMMANDS_APP["name"],
         "args": shlex.quote(first.command),
         "user_workdir": directory,
         "state": state,

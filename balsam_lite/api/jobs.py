@@ -107,11 +107,14 @@ def _parents(value: Any) -> list[int]:
 
 
 class _Parents(SiteAttribute):
-    """Numbers of jobs of the same site; as a set that cannot be edited, because parents cannot be changed later."""
+    """Numbers of jobs, each of its site; as a set that cannot be edited, because parents cannot be changed later."""
 
     def read(self, record: Any) -> frozenset[int]:
         numbers = super().read(record) or ()
-        return frozenset(numbers if record._handle is None else map(record._handle.id, numbers))
+        if record._handle is None:
+            return frozenset(numbers)
+        there = (site_handle.id_of_remote(one) for one in record._row.get("remote_parents", ()))
+        return frozenset((*map(record._handle.id, numbers), *there))
 
 
 class _Parameters(HiddenAttribute):
@@ -217,6 +220,7 @@ class Job(SiteRecord, WithAttempts):
     def _create(self) -> None:
         collected.refuse("Saving an api.Job")
         handle, row = site_handle.resolve_site(self._new_row(), {})
+        site_handle.name_remote_parents(handle, [row])
         self._created(handle.interface.create("job", [row])[0], handle)
 
     # --- parameters, places, relatives --------------------------------------------------------------------------------

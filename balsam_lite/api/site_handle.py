@@ -300,7 +300,7 @@ def resolve_site(given: Mapping[str, Any], known: dict[Any, Resolved]) -> Resolv
         known: earlier results; each combination of names is looked up once, so pass the same dict for many jobs.
 
     Raises:
-        UnknownSite, UnknownApp. InvalidSpec: several sites could be meant, or parents are at another site.
+        UnknownSite, UnknownApp. InvalidSpec: several sites could be meant.
     """
     app, parents = given["app_id"], given.get("parent_ids") or ()
     near = next((one.site for one in parents if isinstance(one, Id)), None)
@@ -311,8 +311,45 @@ def resolve_site(given: Mapping[str, Any], known: dict[Any, Resolved]) -> Resolv
     row = {name: value for name, value in given.items() if name not in _JOB_ONLY}
     row.update(app_row)
     if parents:
-        row["parent_ids"] = [_number_at(handle, one) for one in parents]
+        row["parent_ids"] = [one if _is_of_other(one, handle) else int(one) for one in parents]
     return handle, row
+
+
+def _is_of_other(number: int, handle: SiteHandle) -> bool:
+    return isinstance(number, Id) and not is_same_site(number.site, handle.entry)
+
+
+def name_remote_parents(handle: SiteHandle, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace the Ids of jobs of other sites among `parent_ids` by the numbers that the site itself has for these jobs.
+
+    Raises:
+        UnknownJob: one does not exist. BalsamError: its site does not answer.
+    """
+    concerned = [row for row in rows if any(isinstance(one, Id) for one in row.get("parent_ids", ()))]
+    wanted: dict[SiteHandle, set[int]] = {}
+    for one in (one for row in concerned for one in row["parent_ids"] if isinstance(one, Id)):
+        wanted.setdefault(handle_at(one.site), set()).add(int(one))
+    if not wanted:
+        return
+    from ..sites import remote_parents
+
+    known: dict[tuple[SiteHandle, int], int] = {}
+    for there, numbers in wanted.items():
+        ordered = sorted(numbers)
+        found = remote_parents.numbers_for(handle.interface, there.interface, ordered)
+        known.update(((there, number), own) for number, own in zip(ordered, found))
+    for row in concerned:
+        row["parent_ids"] = [known[handle_at(one.site), int(one)] if isinstance(one, Id) else one for one in row["parent_ids"]]
+
+
+def id_of_remote(parent: Mapping[str, Any]) -> Id:
+    """Return the Id of one of a row's `remote_parents`."""
+    address = parent["address"]
+    entry = (registry.matching(address) if address else None) or registry.matching(parent["site"])
+    if entry is None:
+        host, slash, path = address.removeprefix("ssh://").partition("/") if address.startswith("ssh://") else ("", "", address)
+        entry = SiteEntry(0, parent["site"], slash + path, host)
+    return handle_at(entry).id(parent["id"])
 
 
 def _look_up(given: Mapping[str, Any], app: Any, near: Any) -> tuple[SiteHandle, dict[str, Any]]:
@@ -382,6 +419,8 @@ def create_jobs(
         message gives the number of jobs that were created there.
     """
     are_several = len(jobs) > 1
+    for handle, of_site in jobs.items():
+        name_remote_parents(handle, of_site.rows)
     if are_several:
         _check_jobs(jobs)
     made: list[str] = []

@@ -19,13 +19,13 @@ from .apps import warn_of
 from .common import confirm_or_end, long_site_option, one_site, pairs, row_number, warn
 from .group import BalsamCommand, SeparateOption, option
 from .job_options import MANY_NAMES, PAIRS, RUN_WHEN_EPILOG, job_options, many_options
-from .selection import A_JOB, job_numbers
+from .selection import A_JOB, job_numbers, parents_of
 
 
 class _Wording(NamedTuple):
     """How a command shows the new job and speaks of it."""
 
-    lines: Callable[[SiteInterface, Row, Row], Iterator[str]]
+    lines: Callable[[SiteInterface, Row, Row, Mapping[int, str]], Iterator[str]]
     question: str
     done: str
 
@@ -35,7 +35,7 @@ class _Wording(NamedTuple):
 @option("--workflow", shell_complete=completion.workflows, help="A label that jobs share; also the directory above theirs.")
 @option(
     "-pid", "--parent", "--parent-id", "parents", cls=SeparateOption, multiple=True, metavar="JOB...",
-    shell_complete=completion.jobs, help=f"Job to wait for: {A_JOB}; may be repeated.",
+    shell_complete=completion.jobs, help=f"Job to wait for: {A_JOB}, or SITE#NUMBER; may be repeated.",
 )  # fmt: skip
 @job_options
 @many_options
@@ -59,6 +59,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
             --param say_hello_to=world --yes
         balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 \\
             -tag run=7 -pid 5 --site theta
+        balsam job create -a Plot -w plots/7 -pid 'theta#12'
         balsam job --name sim --workflow scan --app sim \\
             --sweep T=100:500:20 --sweep P=1,2,5 --args "-t {T} -p {P}"
         balsam job --from-file runs.csv --app sim --unique hash --dry-run
@@ -89,7 +90,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
 
             fields["unique_key"] = job_rows.key_maker(many["unique"])(fields)
         target = one_site(site)
-        numbers = job_numbers(target, parents)
+        numbers = parents_of(target, parents)
         _add(target, fields, numbers, yes, _AS_SLIDES if is_of_slides else _AS_WORKSHOP, many)
         return
     fields = _given(options)
@@ -99,7 +100,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
         app = _application(target, fields["application"], _place_of(target, is_of_slides))
         fields["application"] = app["name"]
     if parents:
-        fields["parent_ids"] = job_numbers(target, parents)
+        fields["parent_ids"] = list(parents_of(target, parents))
     many_jobs.add(target, {**options, **many}, fields, app, yes)
 
 
@@ -129,7 +130,7 @@ def mkchild(ctx: click.Context, /, *, parent: str | None, yes: bool, **options: 
     assert isinstance(above, dict)
     fields.update(workflow=above["workflow"], queued_launch_id=above["queued_launch_id"])
     fields["origin"] = f"spawned by {output.cute_id(above['name'], above['job_id'])}"
-    added = _add(target, fields, [number], yes, _AS_SLIDES)
+    added = _add(target, fields, {number: ""}, yes, _AS_SLIDES)
     click.echo(output.new_link(above, added))
 
 
@@ -175,7 +176,7 @@ def _place_of(target: SiteInterface, is_of_slides: bool) -> str:
 
 
 def _add(
-    target: SiteInterface, fields: Row, parents: list[int], yes: bool, style: _Wording, many: Mapping[str, Any] = {}
+    target: SiteInterface, fields: Row, parents: Mapping[int, str], yes: bool, style: _Wording, many: Mapping[str, Any] = {}
 ) -> Row:
     """Check the job, show it, ask, and add it; return its fields. The answer "no" ends the command, and so does --dry-run.
 
@@ -185,9 +186,9 @@ def _add(
     app = _application(target, fields["application"], _place_of(target, style is _AS_SLIDES))
     job_id = _unused_id(target)
     row = {name: value for name, value in fields.items() if name != "application"}
-    row.update(app_id=app["id"], parent_ids=parents, job_id=job_id)
+    row.update(app_id=app["id"], parent_ids=list(parents), job_id=job_id)
     target.check_jobs([row])
-    click.echo("\n".join(style.lines(target, app, row)))
+    click.echo("\n".join(style.lines(target, app, row, parents)))
     _warn_of_unused(app, fields)
     if many.get("dry_run"):
         click.echo("1 job would be added.")
@@ -234,7 +235,7 @@ def _warn_of_unused(app: Row, fields: Row) -> None:
 # --- showing a job before it is added ---------------------------------------------------------------------------------
 
 
-def _as_slides(target: SiteInterface, app: Row, row: Row) -> Iterator[str]:
+def _as_slides(target: SiteInterface, app: Row, row: Row, labels: Mapping[int, str]) -> Iterator[str]:
     """Yield the form of a job that the slides print."""
     known = {one["id"]: one["job_id"] for one in target.page({"id": row["parent_ids"]}, ("id", "job_id"))}
     settable = (field.name for field in field_specs.JOB_FIELDS if field.settable)
@@ -242,7 +243,7 @@ def _as_slides(target: SiteInterface, app: Row, row: Row) -> Iterator[str]:
     (shown,) = field_specs.rows_with_defaults([{**stored, "application": app["name"]}])
     own = shown["user_workdir"] and os.path.abspath(shown["user_workdir"])
     shown.update(job_id=row["job_id"], workdir=own or _workdir_of(row))
-    parents = [known[number] for number in row["parent_ids"]]
+    parents = [labels[number] or known[number] for number in row["parent_ids"]]
     data = os.path.join(target.entry.path, directories.DATA)
     yield output.many_lines(text_forms.job_form(shown, parents, text_forms.program_of(app), data))
 
@@ -258,11 +259,12 @@ _WORKSHOP_FORM = (
 )  # fmt: skip
 
 
-def _as_workshop(target: SiteInterface, app: Row, row: Row) -> Iterator[str]:
+def _as_workshop(target: SiteInterface, app: Row, row: Row, labels: Mapping[int, str]) -> Iterator[str]:
     """Yield a job as YAML."""
     defaults = {field.name: field.default for field in field_specs.JOB_FIELDS if field.settable}
     shown = {**defaults, **row, "data": json.loads(row.get("data", "{}")), "site_name": target.entry.name, "return_code": None}
-    shown.update(wall_time_min=shown["wall_time_minutes"], workdir=_workdir_of(row))
+    parents = [labels[number] or number for number in row["parent_ids"]]
+    shown.update(wall_time_min=shown["wall_time_minutes"], workdir=_workdir_of(row), parent_ids=parents)
     yield from output.yaml_lines({name: shown.get(name, "") for name in _WORKSHOP_FORM})
     others = defaults.keys() & row.keys() - {*_WORKSHOP_FORM, "wall_time_minutes"}
     more = {name: row[name] for name in row if name in others and row[name] not in (defaults[name], {})}

@@ -31,8 +31,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # --- the objects: docs/json.rst describes each key ----------------------------------------------------------------------
 
 JOB_KEYS = (
-    "id", "job_id", "site", *field_specs.JOB_FIELD, *field_specs.OUR_NAMES, "app_id", "launch_params", "parent_ids", "parents",
-    "children", "batch_job_id", "last_update", *runs.OF_JOB, "stale", "waits_for",
+    "id", "job_id", "site", *field_specs.JOB_FIELD, *field_specs.OUR_NAMES, "app_id", "launch_params", "parent_ids",
+    "remote_parents", "parents", "children", "batch_job_id", "last_update", *runs.OF_JOB, "stale", "waits_for",
 )  # fmt: skip
 EVENT_KEYS = ("id", "job", "job_id", "site", "time", "timestamp", "from_state", "to_state", "message", "data")
 APP_KEYS = ("id", "site", "name", "kind", *(name for name in field_specs.APP_FIELD if name != "name"))

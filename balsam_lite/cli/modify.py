@@ -17,9 +17,9 @@ from ..db.store import graph, user_actions
 from ..sites import apps as site_apps
 from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
-from .common import confirm_or_end, long_site_option, open_db, pairs, say
+from .common import confirm_or_end, long_site_option, one_site, open_db, pairs, say
 from .group import BalsamCommand, Choice, Option, WordsRewriter, option
-from .selection import ChosenJobs, Selection, dry_run_option, selection_options
+from .selection import ChosenJobs, Selection, dry_run_option, job_of_other_site, selection_options
 
 
 class ModifyCommand(BalsamCommand):
@@ -330,16 +330,26 @@ def _killed(number: int, of_site: str) -> str:
 def dep(parent: str, child: str) -> None:
     """Let the job CHILD wait until the job PARENT is finished.
 
-    Both are numbers, prefixes of ids, or names; each must fit one job only. '#37' is always a number.
+    Both are numbers, prefixes of ids, or names; each must fit one job only. '#37' is always a number. PARENT can be a job of
+    another site, SITE#NUMBER.
 
     \b
     Examples:
         balsam dep 7df8 ab58
         balsam dep prepare simulate
+        balsam dep 'theta#12' simulate
     """
+    there = job_of_other_site(one_site(""), parent) if "#" in parent[1:] else None
     db = open_db()
     with db.read() as cx:  # a name may take a while to find: not in a write transaction
-        above, below = (queries.job(cx, queries.find_job(cx, word)) for word in (parent, child))
-    with db.write() as cx:
-        graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
-    click.echo(output.new_link(above, below))
+        below = queries.job(cx, queries.find_job(cx, child))
+        above = None if there else queries.job(cx, queries.find_job(cx, parent))
+    if there:
+        from ..sites import remote_parents
+
+        remote_parents.add_dependency(one_site(""), below["id"], *there)
+        click.echo(f"Created link {parent} --> {output.cute_id(below['name'], below['job_id'])}")
+    elif above:
+        with db.write() as cx:
+            graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
+        click.echo(output.new_link(above, below))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from ..core import states
-from ..core.errors import AmbiguousSite, InvalidSpec, NotFound, did_you_mean
+from ..core.errors import AmbiguousJobId, AmbiguousSite, InvalidSpec, NotFound, did_you_mean
 from ..db.engine import directories
 from ..db.query import queries
 from ..db.query.filters import all_of, condition_from_text, condition_on_text
@@ -265,6 +265,39 @@ def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
     return sorted(
         {queries.the_one(word, _jobs_fitting(site, word)) if number is None else number for word, number in numbers.items()}
     )
+
+
+def job_of_other_site(site: SiteInterface, word: str) -> tuple[SiteInterface, int] | None:
+    """Return the site and the number that SITE#NUMBER names, if it names a job of another site than this one.
+
+    Raises:
+        AmbiguousJobId: it is also the name of a job here. NotABalsamDB, SiteUnreachable: the other site is gone.
+    """
+    from ..db.engine import registry
+    from ..sites import fanout
+
+    name, mark, number = word.rpartition("#")
+    entry = registry.matching(name) if mark and name and number.isdecimal() else None
+    if entry is None or (entry.host, entry.path) == (site.entry.host, site.entry.path):
+        return None
+    if site.count("job", {"name": word}):
+        raise AmbiguousJobId(
+            f"{word!r} is the name of a job here, and means job {number} of the site {name}.",
+            hint="Name the job here by its number or its id, and the other site by its number: `balsam site ls`.",
+        )
+    return fanout.open_site(entry), int(number)
+
+
+def parents_of(target: SiteInterface, words: Sequence[str]) -> dict[int, str]:
+    """Return the numbers by which `parent_ids` names these jobs; with those of other sites as SITE#NUMBER, else ""."""
+    there = {word: found for word in words if (found := job_of_other_site(target, word))}
+    numbers = dict.fromkeys(job_numbers(target, [word for word in words if word not in there]), "")
+    for site, number in there.values():
+        from ..sites import remote_parents
+
+        (own,) = remote_parents.numbers_for(target, site, [number])
+        numbers[own] = f"{site.entry.name}#{number}" if own < 0 else ""
+    return numbers
 
 
 def _jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:

@@ -37,6 +37,7 @@ from .exec.spawner import Alarm, Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
 from .notifier import Notifier, counted
+from .parents_exchange import ParentsExchange
 from .placement import NodePool
 from .reaper import Reaper
 from .reporting import Limits, Progress
@@ -225,9 +226,16 @@ class _Setup:
             step_doubt_s,
         )
         wait = progress.around(self._nodes.waiter(alarm.wait))
+        exchange = ParentsExchange(db, settings, clock)
+
+        def on_beat() -> None:
+            spawner.beat()
+            exchange.start_due()
+
         launcher = Launcher(
-            db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat, self._notifier
+            db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, on_beat, self._notifier
         )
+        exchange.start_due()
         record = environment.record_of(self._submitted)
         # What had to end first may have taken minutes, too.
         self._patiently(partial(self._beat, launcher.obstacles.note(), record))

@@ -41,6 +41,7 @@ from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..launcher import mpirun
 from ..launcher.notifier import Notifier
+from ..launcher.parents_exchange import ParentsExchange
 from ..launcher.reaper import Reaper
 from ..schedulers import base, submission
 from ..schedulers.base import LaunchRequest, Scheduler
@@ -161,6 +162,7 @@ class Service:
         self._policy, self._policy_trouble = policy, ""
         self._reaper = Reaper(db, settings, clock)
         self.notifier = Notifier(db, settings, clock, lambda cx: surroundings(cx, db, settings, self._reaper.watch))
+        self._exchange = ParentsExchange(db, settings, clock, is_service=True)
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, SubmissionPause] = {}
         self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone
@@ -222,6 +224,7 @@ class Service:
         """
         self.refuse_other_db()
         self.beat()
+        self._exchange.start_due()
         answered = self.refresh()
         self.reap()
         self.release_due()

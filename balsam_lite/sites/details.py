@@ -19,7 +19,7 @@ from .interface import Row
 #: Maximum number of parents and of children to name.
 _MAX_RELATIVES = 5
 #: Columns that can be very long, or are shown otherwise.
-_FIELDS = tuple(name for name in select.LISTED if name not in ("parent_ids", "parents", "children"))
+_FIELDS = tuple(name for name in select.LISTED if name not in ("parent_ids", "remote_parents", "parents", "children"))
 
 
 def read(db: Database, numbers: Sequence[int]) -> list[Row]:

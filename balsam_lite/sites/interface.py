@@ -9,8 +9,9 @@ Kinds of rows and their fields:
 job
     id, job_id (UUID), name, workflow, workdir (below `data/`), app_id (None: gone), app (its name), tags, parameters, data,
     return_code, num_nodes, ranks_per_node, threads_per_rank, threads_per_core, gpus_per_rank, node_packing_count,
-    wall_time_min, launch_params, parent_ids (sorted list), state, last_update, batch_job_id (in which it last ran), and
-    under the names of `field_specs.JOB_FIELDS` the fields that Balsam 0.7 lacks: description, args, environ_vars, priority,
+    wall_time_min, launch_params, parent_ids (sorted list), remote_parents (those at other sites: dicts of site, id, job_id,
+    name, state and address), state, last_update, batch_job_id (in which it last ran), and under the
+    names of `field_specs.JOB_FIELDS` the fields that Balsam 0.7 lacks: description, args, environ_vars, priority,
     restart_limit, max_retries, retry_codes, attempt, cpu_affinity, mpi_flags, input_files, stage_in_url, …
 app
     id, name, description, parameters, kind ("command", "template", "function"), executable, command_template, definition,
@@ -310,6 +311,38 @@ class SiteInterface(Protocol):
 
         Args:
             refresh: ask the scheduler about launches first. A warning tells that it does not answer.
+        """
+
+    def parent_records(self, jobs: Sequence[int]) -> Row:
+        """Return what sites need to know of jobs here for which jobs there wait: db_id, path (the DB's), and
+
+        jobs: of each id, job_id, name, state ("REMOVED": it is gone), is_held (by a launcher) and workdir (absolute).
+        """
+
+    def add_remote_parents(self, site: Row, jobs: Sequence[Row]) -> list[int]:
+        """Store jobs of another site, from its `parent_records`, and return the numbers by which `parent_ids` can name them.
+
+        `site` has db_id, name, and the address as this site's host sees it: host, path ("": it cannot be reached), balsam.
+        """
+
+    def watch_jobs(self, site: Row, jobs: Sequence[int]) -> None:
+        """Have this site report the states of these jobs to another one, given as to `add_remote_parents`."""
+
+    def note_parents(self, db_id: str, jobs: Sequence[Row]) -> Row:
+        """Take over the states of parents at the site with that identity; see `db.store.remote_parents.store`. Return
+
+        needed: the numbers there of the parents that jobs here still need; missing: files to be copied from there before an end
+        counts, each as `db.store.remote_parents.MissingFiles` with absolute paths.
+        """
+
+    def ancestors(self, jobs: Sequence[int], db_id: str) -> Row:
+        """Return here: these jobs and their ancestors; there: their ancestors at the site with that identity, by number."""
+
+    def add_dependency(self, parent: int, child: int) -> None:
+        """Let a job wait for another one; a number below 0 is one of `add_remote_parents`.
+
+        Raises:
+            UnknownJob, DuplicateDependency, DependencyCycle, StateError.
         """
 
     def outputs(self, places: Sequence[Sequence[int]], file: str = "", lines: int = 10) -> list[Row]:

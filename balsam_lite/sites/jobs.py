@@ -20,7 +20,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
-from ..db.store import graph, insert, job_changes, large_writes, pieces, trash, unique_keys, user_actions
+from ..db.store import graph, insert, job_changes, large_writes, pieces, remote_parents, trash, unique_keys, user_actions
 from ..db.store.transitions import with_payload
 from . import workdirs
 from .interface import Row
@@ -359,7 +359,7 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
     if not new.parents:
         return
     with db.read() as cx:
-        missing = sorted(set(new.parents) - set(queries.states_of(cx, new.parents)))
+        missing = sorted(set(new.parents) - set(queries.states_of(cx, new.parents)) - remote_parents.existing(cx, new.parents))
     if missing:
         text = f"Could not find one or more Jobs set as parents: {graph.listed(missing)}"
         unknown = UnknownJob(text, hint="`balsam job ls` shows the jobs.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -296,6 +297,62 @@ class LocalSite:
         done: Row = _keeper("job").kill(self.database, where, recursive, self.progress)
         return done
 
+    # --- parents at other sites ---------------------------------------------------------------------------------------
+
+    def parent_records(self, jobs: Sequence[int]) -> Row:
+        """Return what other sites need to know of jobs here."""
+        from ..db.store import remote_parents
+
+        with self.database.read() as cx:
+            found = [with_path(self.database, job) for job in remote_parents.records(cx, jobs)]
+        directory = self.database.directory
+        return {"db_id": directories.identity(directory), "path": directory, "jobs": found}
+
+    def add_remote_parents(self, site: Row, jobs: Sequence[Row]) -> list[int]:
+        """Store jobs of another site."""
+        from ..db.store import remote_parents
+
+        with self.database.write() as cx:
+            return remote_parents.add_parents(cx, remote_parents.add_site(cx, site), jobs)
+
+    def watch_jobs(self, site: Row, jobs: Sequence[int]) -> None:
+        """Have the states of these jobs reported to another site."""
+        from ..db.store import remote_parents
+
+        with self.database.write() as cx:
+            remote_parents.watch(cx, remote_parents.add_site(cx, site), jobs, SystemClock.now_us())
+
+    def note_parents(self, db_id: str, jobs: Sequence[Row]) -> Row:
+        """Take over the states of parents at another site."""
+        from ..db.store import graph, remote_parents
+
+        missing, needed = [], []
+        with self.database.write() as cx:
+            site = remote_parents.number_of(cx, db_id)
+            if site:
+                missing = graph.note_remote(cx, site, jobs, SystemClock.now_us())
+                needed = remote_parents.unfollow(cx, site)
+        data = os.path.join(self.database.directory, directories.DATA)
+        missing = [one._replace(target=os.path.join(data, one.target)) for one in missing]
+        for one in missing:
+            os.makedirs(one.target, exist_ok=True)
+        return {"needed": needed, "missing": list(map(list, missing))}
+
+    def ancestors(self, jobs: Sequence[int], db_id: str) -> Row:
+        """Return the ancestors of jobs, here and at another site."""
+        from ..db.store import remote_parents
+
+        with self.database.read() as cx:
+            here, there = remote_parents.ancestors(cx, jobs, db_id)
+        return {"here": here, "there": there}
+
+    def add_dependency(self, parent: int, child: int) -> None:
+        """Let a job wait for another one."""
+        from ..db.store import graph
+
+        with self.database.write() as cx:
+            graph.add_dependency(cx, parent, child, SystemClock.now_us())
+
     # --- the service --------------------------------------------------------------------------------------------------
 
     def service(self, verb: str) -> Row:
@@ -306,6 +363,11 @@ class LocalSite:
         if verb not in verbs:
             raise InvalidSpec(f"A service can be asked for start, stop, status and check, not {verb!r}.")
         return verbs[verb](self.database.directory)
+
+
+def with_path(db: Database, job: Row) -> Row:
+    """Return the record of a job with an absolute path as its `workdir`; "" if it was removed."""
+    return {**job, "workdir": job["workdir"] and os.path.join(db.directory, directories.DATA, job["workdir"])}
 
 
 def _keeper(kind: str) -> Any:

@@ -35,7 +35,7 @@ ROOMS = (
         3, "what the launcher is made of",
         (
             *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "failpoints")),
-            *("launcher.environment", "launcher.logs", "launcher.notifier", "launcher.reaper"),
+            *("launcher.environment", "launcher.logs", "launcher.notifier", "launcher.reaper", "launcher.parents_exchange"),
             *(f"pyapps.{name}" for name in ("payload", "result_file", "class_loader", "run_call")),
         ),
     ),

@@ -82,9 +82,15 @@ _RULES = (
         "{} job(s) are ready to run, although parents have yet to finish. `balsam rerun` lets them wait.",
     ),
     Rule(
-        "SELECT count(*) FROM dependency WHERE parent NOT IN (SELECT id FROM job) OR child NOT IN (SELECT id FROM job)",
+        """SELECT count(*) FROM dependency WHERE child NOT IN (SELECT id FROM job)
+            OR parent NOT IN (SELECT id FROM job UNION ALL SELECT -id FROM remote_parent)""",
         "{} dependencies name jobs that are not there, which does no harm.",
         NOTE,
+    ),
+    Rule(
+        """SELECT count(*) FROM remote_parent WHERE is_followed = 0 AND (pending IS NOT NULL OR state <> 'JOB_FINISHED')
+            AND -id IN (SELECT parent FROM dependency)""",
+        "{} parent(s) at other sites are not asked for. That is a fault of balsam; please report it.",
     ),
     Rule(
         f"""SELECT count(*) FROM job WHERE state = '{states.RUNNING}'

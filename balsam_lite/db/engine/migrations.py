@@ -323,7 +323,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE batch_job ADD COLUMN environment TEXT NOT NULL DEFAULT '{}'",
     ),
     # 7 -> 8
-    (
+    (  # unique keys; parents at other sites
         "ALTER TABLE job ADD COLUMN unique_key TEXT",
         "CREATE UNIQUE INDEX job_unique_key ON job (unique_key) WHERE unique_key IS NOT NULL",
         "ALTER TABLE large_write ADD COLUMN has_keys INTEGER NOT NULL DEFAULT 0",
@@ -346,6 +346,40 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX imported_job_id ON imported (job_id) WHERE job_id IS NOT NULL",
         "CREATE TABLE call (job INTEGER PRIMARY KEY, context INTEGER NOT NULL, payload BLOB NOT NULL, result)",
         "CREATE TABLE call_context (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE)",
+        """CREATE TABLE remote_site (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    db_id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    host TEXT NOT NULL DEFAULT '',
+    path TEXT NOT NULL DEFAULT '',
+    balsam TEXT NOT NULL DEFAULT 'balsam',
+    asked INTEGER NOT NULL DEFAULT 0,
+    answered INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT ''
+)""",
+        """CREATE TABLE remote_parent (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    site INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    job_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    pending TEXT,
+    directory TEXT NOT NULL DEFAULT '',
+    copied TEXT NOT NULL DEFAULT '[]',
+    is_followed INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (site, number)
+)""",
+        """CREATE TABLE watched_job (
+    site INTEGER NOT NULL,
+    job INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    told TEXT NOT NULL DEFAULT '',
+    told_at INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (site, job)
+) WITHOUT ROWID""",
+        "CREATE INDEX remote_parent_followed ON remote_parent (site) WHERE is_followed = 1",
     ),
 )
 

@@ -298,8 +298,12 @@ _WORDS = {
 _SINCE = {"failure": 7}
 _MAX_RANGES = 8
 _INSERTS, _RUN = "large_write", "run"
-#: What users changed and removed, since version 7, where merged jobs come from, and calls, since 8. `edit` has no row ids.
-_CHANGES = ("author", "action", "edit_text", "trash", "edit", "source", "imported", "call_context", "call")
+#: What users changed and removed, since version 7; where merged jobs come from, calls, and parents at other sites, since 8.
+_CHANGES = (
+    "author", "action", "edit_text", "trash", "edit", "source", "imported", "call_context", "call", "remote_site",
+    "remote_parent", "watched_job",
+)  # fmt: skip
+_WITHOUT_ROW_IDS = ("edit", "watched_job")
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -344,8 +348,9 @@ def salvage(directory: str, target: str) -> Salvaged:
     try:
         db = directories.set_up(target)
         with db.write() as cx:
-            notes += _write(cx, tables, edges, found_runs)
             _write_changes(cx, changes)
+            notes += _write(cx, tables, edges, found_runs)
+            _drop_unusable_changes(cx)
         db.close()
         directories.remember(db.directory)
     except BaseException:  # half a DB would look like a complete one
@@ -394,15 +399,17 @@ def _changes(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], note
         if name not in plan:
             continue
         root, columns = plan[name]
-        if name == "edit":
+        if name in _WITHOUT_ROW_IDS:
             rows = list(image.entries(root, lost))
         else:
             leaves = image.leaves(root, lost, set())
             rows = [(number, *row[1:]) for leaf in leaves for number, row in image.rows(leaf, lost)]
         found[name] = [row for row in rows if len(row) == len(columns)]
     if lost:
-        text = "the record of some changes by users is lost, or some calls, or some removed jobs, which cannot be taken back"
-        notes.append(text)
+        notes.append(
+            "the record of some changes by users is lost, or some calls, or parents at other sites, or some removed jobs, "
+            "which cannot be taken back"
+        )
     return found
 
 
@@ -608,10 +615,14 @@ def _write(
 
 
 def _write_changes(cx: sqlite3.Connection, changes: Mapping[str, list[Row]]) -> None:
-    """Add what users changed in the jobs that were found, and what they removed."""
+    """Add what users changed in jobs, what they removed, and the parents at other sites."""
     for name, rows in changes.items():
         if rows:
             cx.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _drop_unusable_changes(cx: sqlite3.Connection) -> None:
+    """Delete what users changed in jobs that are lost."""
     cx.execute("DELETE FROM edit WHERE job NOT IN (SELECT id FROM job) OR action NOT IN (SELECT id FROM action)")
     cx.execute("DELETE FROM imported WHERE job NOT IN (SELECT id FROM job) OR source NOT IN (SELECT id FROM source)")
     cx.execute("DELETE FROM call WHERE job NOT IN (SELECT id FROM job) OR context NOT IN (SELECT id FROM call_context)")
@@ -637,7 +648,7 @@ def _insert(cx: sqlite3.Connection, name: str, table: SalvagedTable) -> int:
 
 def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> list[str]:
     """Add the dependencies; fail jobs whose parent or dependency is lost."""
-    jobs = {row[0] for row in cx.execute("SELECT id FROM job")}
+    jobs = {row[0] for row in cx.execute("SELECT id FROM job UNION ALL SELECT -id FROM remote_parent")}
     of_child = Counter(child for _, child in edges)
     orphaned = {child: parent for parent, child in edges if parent not in jobs and child in jobs}
     for job, waits_for in cx.execute("SELECT id, unfinished_parents FROM job WHERE unfinished_parents > 0"):

@@ -125,6 +125,48 @@ LARGE_WRITES = (
 #: `failure`, which is no field, is a column since version 7: ALTER TABLE puts later fields after it.
 _FIELDS_OF_VERSION_6, _LATER_FIELDS = field_specs.JOB_FIELDS[:-1], field_specs.JOB_FIELDS[-1:]
 
+#: Dependencies between sites; see `store.remote_parents`.
+REMOTE_PARENTS = (
+    # Other sites, by the identity of their DBs. `host`, `path` and `balsam` are their address as seen from this host; an empty
+    # path: it cannot be asked from here. `asked` is when a process last tried, `answered` when it last heard from the site.
+    """CREATE TABLE remote_site (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    db_id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    host TEXT NOT NULL DEFAULT '',
+    path TEXT NOT NULL DEFAULT '',
+    balsam TEXT NOT NULL DEFAULT 'balsam',
+    asked INTEGER NOT NULL DEFAULT 0,
+    answered INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT ''
+)""",
+    # Jobs of other sites that jobs here wait for: the state there as last seen. It does not count as an end while `pending`
+    # tells why. `directory` has the files, `copied` the patterns of those that were copied from the site.
+    """CREATE TABLE remote_parent (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    site INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    job_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    pending TEXT,
+    directory TEXT NOT NULL DEFAULT '',
+    copied TEXT NOT NULL DEFAULT '[]',
+    is_followed INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (site, number)
+)""",
+    # Jobs here that jobs of other sites wait for, since when, what that site was told last, and when.
+    """CREATE TABLE watched_job (
+    site INTEGER NOT NULL,
+    job INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    told TEXT NOT NULL DEFAULT '',
+    told_at INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (site, job)
+) WITHOUT ROWID""",
+)
+
 TABLES = (
     f"""CREATE TABLE job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -142,6 +184,8 @@ TABLES = (
     child INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) WITHOUT ROWID""",
+    # A parent below 0 is a job of another site: the row of `remote_parent` with the opposite number.
+    *REMOTE_PARENTS,
     # Append-only. A job's creation is no row here; the job's columns `created` and `origin` record it: see `history`.
     """CREATE TABLE event (
     id INTEGER PRIMARY KEY,
@@ -351,6 +395,8 @@ INDEXES = (
     "CREATE INDEX job_queued_launch ON job (queued_launch_id) WHERE queued_launch_id IS NOT NULL",
     "CREATE UNIQUE INDEX app_name ON app (name)",
     "CREATE INDEX dependency_child ON dependency (child, parent)",
+    # the parents at a site whose states are asked for.
+    "CREATE INDEX remote_parent_followed ON remote_parent (site) WHERE is_followed = 1",
     "CREATE INDEX event_job ON event (job)",
     # the newest events, and those since a moment; in pages.
     "CREATE INDEX event_time ON event (time)",

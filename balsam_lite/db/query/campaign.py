@@ -100,7 +100,7 @@ def parents(cx: sqlite3.Connection, where: Mapping[str, Any] = EVERY, after: int
     """
     numbers, parameters = select.statement(cx, "job.id", where, "", 0, JOBS_PER_PAGE, after)
     sql = f"""SELECT chosen.id, dependency.parent FROM ({numbers}) AS chosen
-        LEFT JOIN dependency ON dependency.child = chosen.id AND {visible("dependency.parent")}"""
+        LEFT JOIN dependency ON dependency.child = chosen.id AND dependency.parent > 0 AND {visible("dependency.parent")}"""
     rows = execute(cx, sql, parameters).fetchall()
     return rows[-1][0] if rows else 0, [[parent, child] for child, parent in rows if parent is not None]
 

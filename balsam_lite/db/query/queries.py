@@ -220,9 +220,25 @@ def relatives_by_state(
     return counts, [dict(zip(("id", "job_id", "name", "state"), row)) for row in cx.execute(sql, (number, most))]
 
 
+#: As a column for `jobs`: the parents of a job at other sites, as a JSON list of objects.
+REMOTE_PARENTS = """(SELECT json_group_array(json_object('site', remote_site.name, 'id', number, 'job_id', remote_parent.job_id,
+        'name', remote_parent.name, 'state', remote_parent.state,
+        'address', iif(host = '', path, 'ssh://' || host || path)))
+    FROM dependency JOIN remote_parent ON remote_parent.id = -parent JOIN remote_site ON remote_site.id = remote_parent.site
+    WHERE child = job.id AND parent < 0)"""
+
+#: From dependencies to their parents, here or at another site; and the UUID, name, directory and state of a parent.
+FROM_PARENTS = """FROM dependency LEFT JOIN job AS here ON here.id = dependency.parent
+    LEFT JOIN remote_parent AS there ON there.id = -dependency.parent"""
+PARENT = ", ".join(f"coalesce(here.{name}, there.{other})" for name, other in (
+    ("job_id", "job_id"), ("name", "name"), ("workdir", "directory"), ("state", "state"),
+))  # fmt: skip
+
+
 def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
-    """Return the UUIDs and states of a job's parents."""
-    sql = "SELECT job_id, state FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    """Return the UUIDs and states of a job's parents, those at other sites first."""
+    sql = f"""SELECT coalesce(here.job_id, there.job_id), coalesce(here.state, there.state) {FROM_PARENTS}
+        WHERE child = ? AND coalesce(here.id, there.id) IS NOT NULL ORDER BY parent"""
     return cx.execute(sql, (number,)).fetchall()
 
 
@@ -282,7 +298,7 @@ def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[
 
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
     """Return all dependencies as (parent, child)."""
-    sql = f"SELECT parent, child FROM dependency WHERE {visible('child')} ORDER BY parent, child"
+    sql = f"SELECT parent, child FROM dependency WHERE parent > 0 AND {visible('child')} ORDER BY parent, child"
     return cx.execute(sql).fetchall()
 
 

@@ -67,7 +67,8 @@ JOB_COLUMNS: dict[str, Column] = {
     **{name: JOB.columns[name] for name in ("id", "job_id", "workdir", "app_id")},
     **{field_specs.WORKSHOP_NAMES.get(field.name, field.name): JOB.columns[field.name] for field in field_specs.JOB_FIELDS},
     "launch_params": Column("job.cpu_affinity || ' ' || job.mpi_flags", "launch_params"),
-    "parent_ids": Column("(SELECT group_concat(parent) FROM dependency WHERE child = job.id)", "parents"),
+    "parent_ids": Column("(SELECT group_concat(parent) FROM dependency WHERE child = job.id AND parent > 0)", "parents"),
+    "remote_parents": Column(queries.REMOTE_PARENTS, "uuids"),
     **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},
 }
 APP_COLUMNS: Mapping[str, Column] = APP.columns

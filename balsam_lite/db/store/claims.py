@@ -17,6 +17,7 @@ from ...core import causes, field_specs, states
 from ...core.clock import format_us
 from ...core.parameters import launch_params_of
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
+from ..query import queries
 from ..query.queries import has_wildcard, matches_workflow
 from . import calls, exit_rules, graph, large_writes, runs, suspects
 from .runs import Describe, RunResult
@@ -136,7 +137,7 @@ _SHAPE_OF_JOB = ", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)
 #: text: SQLite does not know NaN.
 _RECORD = (
     "CASE WHEN app.definition <> '{}' AND (app.command_template = '' OR json_extract(app.definition, '$.preamble')) "
-    "THEN json_array(app.id, (SELECT group_concat(parent) FROM dependency WHERE child = job.id), "
+    "THEN json_array(app.id, (SELECT group_concat(parent) FROM dependency WHERE child = job.id AND parent > 0), "
     f"{', '.join(f'job.{field.name}' for field in field_specs.JOB_FIELDS)}) END"
 )
 _CANDIDATE = (
@@ -144,8 +145,7 @@ _CANDIDATE = (
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
     "app.executable, app.envscript, app.preprocess, app.postprocess, "
     "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.input_files, "
-    "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir, parent.state)) "
-    "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
+    f"(SELECT json_group_array(json_array({queries.PARENT})) {queries.FROM_PARENTS} WHERE dependency.child = job.id), "
     "job.mpi_flags, job.parameters, app.definition, app.command_template, app.parameters, app.environ_vars, "
     "app.handle_error, app.handle_timeout, job.keep_background OR coalesce(app.keep_background, 0), "
     f"{_RECORD}, job.priority"

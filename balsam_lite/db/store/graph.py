@@ -11,6 +11,8 @@ A job has ended, for its children, when it is in an end state *and* no launcher 
 program after a kill. The indexes from which launchers claim hold only jobs whose count is 0. A job that waits for nothing
 although it has parents (`wait_for_parents` is off) counts 0, too. All functions run inside the caller's write transaction.
 
+A parent below 0 is a job of another site; see `remote_parents`.
+
 `CROSS JOIN` makes SQLite join in the given order: from the few edges to their jobs. Without it SQLite reads all jobs in the
 requested state, of which there may be a million.
 """
@@ -24,7 +26,8 @@ from typing import Any
 from ...core import causes, states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..engine.schema import VISIBLE, sql_list, visible
-from . import journal, large_writes
+from . import journal, large_writes, remote_parents
+from .remote_parents import MissingFiles
 from .transitions import Transition, apply, id_list
 
 #: Maximum number of jobs that an error names.
@@ -42,11 +45,13 @@ _UNSTARTED = (states.CREATED, states.AWAITING_PARENTS, states.READY, states.STAG
 _RECONSIDERED = (*_UNSTARTED, states.RESTART_READY)
 _LOST_STATES = (states.FAILED, states.USER_KILLED)
 
-#: About a parent `p`.
-_HAS_FINISHED = f"(p.state = '{states.JOB_FINISHED}' AND p.lease IS NULL)"
-_HAS_ENDED = f"(p.state IN ({sql_list(states.END_STATES)}) AND p.lease IS NULL)"
-_IS_LOST = f"(p.state IN ({sql_list(_LOST_STATES)}) AND p.lease IS NULL)"
-_PARENTS = "FROM dependency d JOIN job p ON p.id = d.parent WHERE d.child = job.id"
+#: About a parent, `p` here or `r` at another site.
+_STATE, _IS_FREE = "coalesce(p.state, r.state)", "coalesce(p.lease, r.pending) IS NULL"
+_HAS_FINISHED = f"({_STATE} = '{states.JOB_FINISHED}' AND {_IS_FREE})"
+_HAS_ENDED = f"({_STATE} IN ({sql_list(remote_parents.ENDS)}) AND {_IS_FREE})"
+_IS_LOST = f"({_STATE} IN ({sql_list((*_LOST_STATES, remote_parents.REMOVED))}) AND {_IS_FREE})"
+_PARENTS = """FROM dependency d LEFT JOIN job p ON p.id = d.parent LEFT JOIN remote_parent r ON r.id = -d.parent
+    WHERE d.child = job.id AND (p.id IS NOT NULL OR r.id IS NOT NULL)"""
 
 #: What `job.unfinished_parents` should be.
 UNFINISHED_PARENTS = f"""(job.wait_for_parents * CASE job.run_when
@@ -56,7 +61,7 @@ UNFINISHED_PARENTS = f"""(job.wait_for_parents * CASE job.run_when
 
 #: A parent because of which the `run_when` of a waiting job can no longer hold; NULL while it can.
 CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
-    WHEN job.run_when = 'all_finished' THEN (SELECT p.id {_PARENTS} AND {_IS_LOST} LIMIT 1)
+    WHEN job.run_when = 'all_finished' THEN (SELECT d.parent {_PARENTS} AND {_IS_LOST} LIMIT 1)
     WHEN job.run_when = 'any_finished' AND job.unfinished_parents = 1 THEN (SELECT min(d.parent) {_PARENTS})
     END"""
 
@@ -121,7 +126,7 @@ def _edges_from(cx: sqlite3.Connection, parents: Iterable[int]) -> list[tuple[in
 
 def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
     found = cx.execute(f"SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND {VISIBLE}", (id_list(jobs),))
-    missing = sorted(jobs - {row[0] for row in found})
+    missing = sorted(jobs - {row[0] for row in found} - remote_parents.existing(cx, jobs))
     if missing:
         raise UnknownJob(f"There is no job #{missing[0]} in this DB (any more).")
 
@@ -168,6 +173,7 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
         _check_unstarted(cx, [child])
     cx.execute("DELETE FROM dependency WHERE child = ?", (child,))
     cx.executemany("INSERT INTO dependency (parent, child) VALUES (?, ?)", [(parent, child) for parent in sorted(wanted)])
+    remote_parents.follow(cx, wanted)
     recount(cx, [child])
     if is_lost:
         apply(
@@ -183,6 +189,7 @@ def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: 
     """Add (parent, child) pairs that cannot close a cycle, such as those of children that were just created."""
     cx.executemany("INSERT OR IGNORE INTO dependency (parent, child) VALUES (?, ?)", edges)
     children = sorted({child for _, child in edges})
+    remote_parents.follow(cx, (parent for parent, _ in edges))
     recount(cx, children)
     settle(cx, children, now_us)
 
@@ -280,9 +287,30 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
             large_writes.defer_children(cx, [job for job, _ in failed])
             return
         cause = _CAUSES[reason]
-        moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',), cause) for job, parent in failed]
+        there = {parent: _remote_reason(cx, parent) for parent in {parent for _, parent in failed} if parent < 0}
+        moves = [
+            Transition(job, path, now_us, (there.get(parent, reason),), (f'{{"parent":{parent}}}',), cause)
+            for job, parent in failed
+        ]
         apply(cx, moves, states.STEP)
         failed, reason = _propagate(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
+
+
+def _remote_reason(cx: sqlite3.Connection, parent: int) -> str:
+    found = remote_parents.find(cx, parent)
+    return f"Its parent {found.label} at the site {found.site} is {found.state}" if found else PARENT_FAILED
+
+
+def note_remote(cx: sqlite3.Connection, site: int, jobs: Iterable[Mapping[str, Any]], now_us: int) -> list[MissingFiles]:
+    """Store the states of parents as their site has told them, and let their children go on, fail or wait accordingly.
+
+    Return the files that have to be copied before a parent's end counts. `jobs` are those of `remote_parents.store`.
+    """
+    seen = remote_parents.store(cx, site, jobs)
+    if seen.changed:
+        reconsider_children(cx, seen.changed, now_us)
+    remote_parents.answered(cx, site, now_us)
+    return seen.missing
 
 
 def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:

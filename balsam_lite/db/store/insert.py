@@ -37,7 +37,7 @@ from ..engine.connection import Database
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
 from . import apps as applications
-from . import calls, counters, graph, journal, large_writes, pieces, transitions, unique_keys
+from . import calls, counters, graph, journal, large_writes, pieces, remote_parents, transitions, unique_keys
 from .blocks import Blocks
 from .large_writes import Progress
 from .tags import Tagger
@@ -576,7 +576,7 @@ class Insertion(pieces.HiddenInsert):
         _report(self._progress, len(part.rows))
 
     def _add_edges(self, pairs: Sequence[tuple[int, int]], cx: sqlite3.Connection) -> None:
-        wanted = {parent: child for parent, child in pairs if parent < self.hidden.first}
+        wanted = {parent: child for parent, child in pairs if 0 <= parent < self.hidden.first}
         sql = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
         for (parent,) in cx.execute(sql, (transitions.id_list(wanted),)).fetchall() if wanted else ():
             del wanted[parent]
@@ -651,6 +651,7 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
     known: dict[int | str, int] = (
         {row[0]: row[0] for row in cx.execute(query, (transitions.id_list(numbers),))} if numbers else {}
     )
+    known.update((number, number) for number in (remote_parents.existing(cx, numbers) if min(numbers, default=0) < 0 else ()))
     for end, where in ends:
         if end not in known:
             try:

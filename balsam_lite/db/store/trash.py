@@ -19,7 +19,7 @@ from ...core import states
 from ...core.clock import SECOND_US, SystemClock
 from ..engine.connection import Database
 from ..engine.schema import HAS_KEY, LARGE_WRITE_HOLD
-from . import actions, counters, graph, large_writes, runs
+from . import actions, counters, graph, large_writes, remote_parents, runs
 from .tags import Tagger
 from .transitions import Transition, apply, id_list
 
@@ -148,8 +148,10 @@ def restore(cx: sqlite3.Connection, row: int, large_write: int, by: int) -> Coun
     Tagger(cx).add((job["id"], job["tags"]) for job in restored)
     edges = tables.pop("dependency", (["parent", "child"], []))
     known = {row[0] for row in cx.execute(_PRESENT, (id_list({end for pair in edges[1] for end in pair}),))} - taken
+    known |= remote_parents.existing(cx, (end for pair in edges[1] for end in pair))
     pairs = [pair for pair in edges[1] if known.issuperset(pair)]
     _insert(cx, "dependency", edges[0], pairs)
+    remote_parents.follow(cx, (pair[edges[0].index("parent")] for pair in pairs))
     apps: Counter[str] = Counter()
     for table, (names, values) in tables.items():
         if table == "event":

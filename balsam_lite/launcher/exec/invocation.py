@@ -396,7 +396,8 @@ def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes,
 
 def parents(claim: Claim, context: Context) -> list[Parent]:
     """Return the job's parents, whose files it may use."""
-    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
+    rows = json.loads(claim.parents)  # without a directory: a job of another site whose files were not asked for
+    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in rows if directory]
 
 
 _NO_PARENTS = {job_files.IDS.encode(): b"[]", job_files.STATES.encode(): b"[]"}

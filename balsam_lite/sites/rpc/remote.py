@@ -28,7 +28,10 @@ MAX_ANSWER_BYTES = 2 * 1024**3
 #: Fields of jobs and applications that hold a path.
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "user_workdir", "envscript"})
 
-_CHANGING = ("create", "add_jobs", "update", "update_where", "delete", "undo", "rerun", "kill")
+_CHANGING = (
+    "create", "add_jobs", "update", "update_where", "delete", "undo", "rerun", "kill",
+    "add_remote_parents", "watch_jobs", "note_parents", "add_dependency",
+)  # fmt: skip
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -104,6 +107,12 @@ class RemoteSite:
     news = _forwarded(SiteInterface.news)
     result = _forwarded(SiteInterface.result)
     status = _forwarded(SiteInterface.status)
+    parent_records = _forwarded(SiteInterface.parent_records)
+    add_remote_parents = _forwarded(SiteInterface.add_remote_parents)
+    watch_jobs = _forwarded(SiteInterface.watch_jobs)
+    note_parents = _forwarded(SiteInterface.note_parents)
+    ancestors = _forwarded(SiteInterface.ancestors)
+    add_dependency = _forwarded(SiteInterface.add_dependency)
     outputs = _forwarded(SiteInterface.outputs)
     explain = _forwarded(SiteInterface.explain)
     service = _forwarded(SiteInterface.service)

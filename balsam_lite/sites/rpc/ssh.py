@@ -95,9 +95,14 @@ def command(host: Host, words: str, connect_s: int) -> list[str]:
 
     See ssh(1) and ssh_config(5). Options set here are required for unattended use; the user's configuration sets all others.
     """
+    return [*program(host, connect_s), "--", host.destination, words]
+
+
+def program(host: Host, connect_s: int) -> list[str]:
+    """Return ssh with its options for that host, to which `--`, the destination and a command are appended."""
     settings = ["BatchMode=yes", f"ConnectTimeout={connect_s}", "ClearAllForwardings=yes", *_sharing(host)]
     options = [word for setting in settings for word in ("-o", setting)]
-    return ["ssh", "-T", "-x", *options, *host.options, "--", host.destination, words]
+    return ["ssh", "-T", "-x", *options, *host.options]
 
 
 def environ() -> dict[str, str]:

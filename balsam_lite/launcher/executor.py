@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import itertools
+import logging
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,9 +29,10 @@ from ..db import collected, models
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import queries
-from ..db.store import apps, calls, insert, user_actions
+from ..db.store import apps, calls, insert, unique_keys, user_actions
 from ..pyapps import payload, result_file, run_call
 from . import dag
+from .call_keys import KeyMaker
 from .waiter import DELETED, JobStatus, Waiter, print_to_stderr, registration_of, status_of, why_failed
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         self._executor = executor
         self._status: JobStatus = JobStatus("", 0)  # until it is in the DB
         self._number = 0
+        self._is_shared = False  # with another future, or whoever added the job
 
     @property
     def number(self) -> int:
@@ -133,6 +136,7 @@ class _Task(NamedTuple):
     call: bytes | str = b""  # see `run_call.CallPayload`
     context: run_call.CallContext | None = None
     job_id: str | None = None  # if it is not to be drawn
+    key: str | None = None  # see `call_keys`
 
 
 class BalsamExecutor(concurrent.futures.Executor):
@@ -146,17 +150,25 @@ class BalsamExecutor(concurrent.futures.Executor):
     future's job: it starts when that one is finished and gets its result. An application gets the path of the file with the
     result.
 
-    The first four arguments are those of `ProcessPoolExecutor`, of which a number counts as `max_workers`.
+    The first four arguments may be those of `ProcessPoolExecutor`: a number in the place of the application is `max_workers`.
 
     Args:
         mp_context: has no effect: launchers start the processes.
         initializer, initargs: called once in each process that makes calls, before its first one.
+        max_workers: maximum number of calls that run at once, wherever; None: as many as there are places. Calls beyond
+            that are added to the DB when others have ended, while this process lives; its end waits until all are added.
         max_tasks_per_child: maximum number of calls in one process.
         launcher: start a launcher on this host for the jobs of this executor, with that number of slots (True: one per core),
             and end it with the executor, which then has a workflow that no other one has, unless one is named. Where no DB is
             active, the executor has a temporary one, which is removed at its end.
         cwd: where calls run: in the directory of the process that submits them ("caller"), or in those of their jobs ("job");
             the latter with the field `user_workdir`, too.
+        mpi: number of ranks of each call, which all call the function, over mpi4py; the result is that of rank 0. The first
+            exception of any rank ends the others and is that of the call. With `num_nodes=` they are divided among these.
+        memoize: do not repeat a call: if one of the same function (see `call_keys`) with the same arguments and the same
+            `version` has finished in this DB, return its result; if it runs or waits, wait for it; if it failed, run it again.
+            `memoized` counts the calls that were not added.
+        version: any value; another one repeats calls.
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
         python: the interpreter; it must have balsam_lite.
         job_fields: other fields of the jobs (`num_nodes=`, `node_packing_count=`, `wall_time_minutes=`, …).
@@ -167,29 +179,35 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def __init__(
         self,
-        application: str | None = None,
+        application: str | int | None = None,
         mp_context: object = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
+        max_workers: int | None = None,
         max_tasks_per_child: int | None = None,
         launcher: int | bool | None = None,
         cwd: str = "caller",
+        mpi: int | None = None,
+        memoize: bool = False,
+        version: Any = None,
         workflow: str | None = None,
         python: str = sys.executable,
         **job_fields: Any,
     ) -> None:
         import_guard.check_writable()  # in a job that imports the script of its call
+        if isinstance(application, int):
+            application, max_workers = None, application
         taken = [name for name in _OWN_FIELDS if name in job_fields]
         if taken:
             raise InputError(f"A BalsamExecutor chooses the {taken[0]} of its jobs itself.")
-        if cwd not in ("caller", "job"):
-            raise InputError(f'cwd must be "caller" or "job", not {cwd!r}')
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        _check_count("max_tasks_per_child", max_tasks_per_child)
+        for name, count in (("max_workers", max_workers), ("max_tasks_per_child", max_tasks_per_child), ("mpi", mpi)):
+            _check_count(name, count)
         if launcher is not True:
             _check_count("launcher", launcher)
+        _check_ways(application, initializer, cwd, mpi, memoize)
+        if mpi:
+            job_fields["ranks_per_node"] = _ranks_per_node(mpi, job_fields)
         current = dag.current_job
         if current is not None and not launcher and "queued_launch" not in job_fields:
             job_fields.setdefault("queued_launch_id", current.queued_launch_id)
@@ -206,7 +224,18 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._app = application or ""
         self._runs_here = cwd == "caller" and not job_fields.get("user_workdir")
         self._max_calls = max_tasks_per_child or 0
+        self._max_workers = max_workers
+        self._ranks = mpi or 1
+        self._keys = KeyMaker(version, _future_key) if memoize else None
         self._initializer = b"" if initializer is None else _pickled(initializer, (initializer, tuple(initargs)))
+        self._begin()
+        self._open(launcher)
+        _note_open(self)
+
+    def _begin(self) -> None:
+        #: Number of calls that were not added, because there was the same one already.
+        self.memoized = 0
+        self._twins: dict[int, list[BalsamFuture]] = {}  # by number of the job: futures beside that in `_pending`
         self._lock = threading.Lock()  # held for moments, never while the DB is asked or a callback is called
         self._is_shut = False
         self._broken = ""  # why no call can be made any more
@@ -214,7 +243,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._added: deque[BalsamFuture] = deque()  # those of them that are not followed yet
         self._has_added = threading.Condition()
         self._to_add: deque[list[BalsamFuture]] = deque()  # each list in one transaction
-        self._last: BalsamFuture | None = None  # of those that were ever to be added
+        self._last: BalsamFuture | None = None  # of those that are to be added
         self._contexts: dict[run_call.CallContext, int] = {}  # their numbers in the DB
         self._path: tuple[list[str], tuple[str, ...]] = [], ()  # sys.path, and the same with absolute paths
         self._thread: threading.Thread | None = None
@@ -222,8 +251,6 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._launcher: LocalLauncher | None = None
         self._reports: deque[str] = deque(maxlen=5)  # the last ones of the launcher
         self._process = os.getpid()
-        self._open(launcher)
-        _note_open(self)
 
     def _open(self, launcher: int | bool | None) -> None:
         self.database, is_temporary = _database(may_be_temporary=bool(launcher))
@@ -263,35 +290,44 @@ class BalsamExecutor(concurrent.futures.Executor):
         """
         return self._add([self._task(fn, args, kwargs)])[0]
 
-    def map(self, fn: Any, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
+    def map(
+        self,
+        fn: Any,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
         """Return an iterator over the results, in order. All jobs are added in one transaction, before this returns.
 
-        With an application `fn` is its first argument. A job makes `chunksize` calls. Jobs that have not started are cancelled
-        when a call raises or the iterator is closed.
+        With an application `fn` is its first argument. A job makes `chunksize` calls. With a `buffersize` only that number of
+        jobs is added, and another one for each result that is taken. Jobs that have not started are cancelled when a call
+        raises or the iterator is closed.
 
         Raises:
             as `submit`; while iterating: TimeoutError, what a call raised.
         """
-        if chunksize < 1:
-            raise InputError(f"chunksize must be 1 or more, not {chunksize}")
+        _check_count("chunksize", chunksize)
+        _check_count("buffersize", buffersize)
         calls = zip(*iterables)
         if self._application is not None or chunksize == 1:
-            return self._results(self._add_now(self._task(fn, args, {}) for args in calls), timeout)
+            return self._results((self._task(fn, args, {}) for args in calls), timeout, buffersize)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        futures = self._add_now(self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
-        return itertools.chain.from_iterable(self._results(futures, timeout))
+        tasks = (self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
+        return _chained(self._results(tasks, timeout, buffersize))
 
-    def _results(self, futures: list[BalsamFuture], timeout: float | None) -> Iterator[Any]:
+    def _results(self, tasks: Iterator[_Task], timeout: float | None, buffersize: int | None) -> Iterator[Any]:
+        """Add jobs, and return an iterator over their results."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = deque(self._add_now(itertools.islice(tasks, buffersize)))
 
         def results() -> Iterator[Any]:
-            waiting = deque(futures)
             try:
                 while waiting:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    value = waiting[0].result(left)
-                    waiting.popleft()
-                    yield value
+                    waiting[0].exception(None if deadline is None else deadline - time.monotonic())
+                    if buffersize:
+                        waiting.extend(self._add(itertools.islice(tasks, 1)))
+                    yield waiting.popleft().result()  # without keeping it here
             finally:
                 self._cancel(waiting)
 
@@ -315,12 +351,12 @@ class BalsamExecutor(concurrent.futures.Executor):
             self._path = list(sys.path), tuple(map(os.path.abspath, sys.path))
         cwd = os.getcwd() if self._runs_here else ""
         main = _main_of(self._initializer, pickled)
-        context = run_call.CallContext(self._path[1], main, cwd, self._initializer, self._max_calls)
-        name = _name_of(fn)
+        context = run_call.CallContext(self._path[1], main, cwd, self._initializer, self._max_calls, self._ranks)
+        name, key = _name_of(fn), None if self._keys is None else self._keys.key(fn, *call[1:])
         if len(pickled) <= run_call.MAX_INLINE_BYTES:
-            return _Task(name, parents=parents, call=pickled, context=context)
+            return _Task(name, parents=parents, call=pickled, context=context, key=key)
         job_id, path = self._write(name, pickled)
-        return _Task(name, parents=parents, call=path, context=context, job_id=job_id)
+        return _Task(name, parents=parents, call=path, context=context, job_id=job_id, key=key)
 
     def _write(self, name: str, pickled: bytes) -> tuple[str, str]:
         """Write a large call into the working directory of its job; return the job's UUID and the path below `data/`."""
@@ -346,7 +382,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     def _add_now(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
         """Add jobs in one transaction, and return when that is done. Raises what adding them raises."""
         futures = self._add(tasks)
-        if futures:
+        if futures and not self._max_workers:
             _ = futures[-1].number
         return futures
 
@@ -361,7 +397,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             if self._broken:
                 raise concurrent.futures.BrokenExecutor(self._broken)
             if futures:
-                self._to_add.append(futures)
+                self._to_add.extend([[future] for future in futures] if self._max_workers else [futures])
                 self._last = futures[-1]
                 if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._follow, name="balsam-executor", daemon=True)
@@ -369,14 +405,17 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._wake.set()
         return futures
 
-    def _insert_new(self) -> None:
-        """Add the jobs that have been submitted since the last call: together, or each group alone if that fails."""
+    def _insert_new(self) -> bool:
+        """Add jobs that have been submitted: together, or each group alone if that fails. Return whether more can be added."""
         groups: list[list[BalsamFuture]] = []
+        number = 0
         with self._lock:
-            while self._to_add and (not groups or sum(map(len, groups)) < _MAX_TOGETHER):
+            most = min(_MAX_TOGETHER, self._max_workers - len(self._pending)) if self._max_workers else _MAX_TOGETHER
+            while self._to_add and number < most and all(map(self._can_be_added, self._to_add[0])):
                 groups.append(self._to_add.popleft())
+                number += len(groups[-1])
         if not groups:
-            return
+            return False
         try:
             self._insert([future for group in groups for future in group])
         except Exception as exc:  # noqa: BLE001  # in a thread it would be lost
@@ -388,14 +427,27 @@ class BalsamExecutor(concurrent.futures.Executor):
                 except Exception as its:  # noqa: BLE001
                     self._refuse(group, its if len(groups) > 1 else exc)
 
+        return bool(self._to_add)
+
+    def _can_be_added(self, future: BalsamFuture) -> bool:
+        """Return whether the jobs of the calls are known whose results the call gets."""
+        parents = future._task.parents
+        return all(one._number or one.done() or (one._executor is self and self._keys is None) for one in parents)
+
     def _refuse(self, futures: list[BalsamFuture], exc: Exception) -> None:
         for future in futures:
-            if isinstance(future._task.call, str):
-                with suppress(OSError):
-                    os.unlink(run_call.in_data(future._task.call, self.database.directory))
+            self._discard(future._task)
             future.set_exception(exc)
         with self._has_added:
             self._has_added.notify_all()
+
+    def _discard(self, task: _Task) -> None:
+        """Remove the file of a call that is not added."""
+        if isinstance(task.call, str):
+            path = run_call.in_data(task.call, self.database.directory)
+            with suppress(OSError):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
 
     def _insert(self, futures: list[BalsamFuture]) -> None:
         self._app = self._app or self._register()
@@ -403,29 +455,51 @@ class BalsamExecutor(concurrent.futures.Executor):
             with self.database.write() as cx:
                 self._contexts[context] = calls.context_number(cx, run_call.dump(context))
         places = {future: place for place, future in enumerate(futures)}
-        added = insert.add_jobs(self.database, [self._row(future._task, places) for future in futures])
-        for number, future in zip(added.ids, futures):
+        rows = [self._row(future._task, places) for future in futures]
+        if self._keys is not None:
+            with self.database.write() as cx:
+                unique_keys.release_failed(cx, [future._task.key for future in futures if future._task.key])
+        added = insert.add_jobs(self.database, rows, on_duplicate="refuse" if self._keys is None else "skip")
+        numbers = [added.id_of(place) for place in range(len(futures))] if added.skipped else added.ids
+        for number, future in zip(numbers, futures):
             future._status = status_of(self.database, number)
+        for place in added.skipped.positions:
+            futures[place]._is_shared = True
+            self._discard(futures[place]._task)
         with self._lock:
-            self._pending.update(zip(added.ids, futures))
+            self.memoized += len(added.skipped.positions)
+            for number, future in zip(numbers, futures):
+                if future._is_shared and number in self._pending:
+                    self._twins.setdefault(number, []).append(future)
+                else:
+                    self._pending[number] = future
             self._added.extend(futures)
+            if self._last is futures[-1]:
+                self._last = None
         with self._has_added:
-            for number, future in zip(added.ids, futures):
+            for number, future in zip(numbers, futures):
                 future._number = number
             self._has_added.notify_all()
 
     def _row(self, task: _Task, places: dict[BalsamFuture, int]) -> dict[str, Any]:
         """Return the fields of a job; `places` are those of its batch, which may have parents of it."""
+        lost = next((one for one in task.parents if one.done() and not one._number and one not in places), None)
+        if lost is not None:
+            raise TaskFailed(f"A call whose result is an argument of {task.name} was cancelled, or could not be added.")
         parents = {one: dag.Position(places[one]) if one in places else one.number for one in task.parents}
         own = {"application": self._app, "args": task.args, "parents": list(dict.fromkeys(parents.values()))}
         if task.job_id:
             own["job_id"] = task.job_id
         if task.context is not None:
-            own_calls = [one for one in parents if one._executor._application is None]
-            own_calls.sort(key=lambda one: (one in places, places.get(one, one._number)))  # as their numbers will be
-            sources = tuple(own_calls.index(one) if one in own_calls else one.path for one in task.parents)
+            orders = {  # as their numbers will be; futures may share a job
+                one: (one in places, places.get(one, one._number)) for one in parents if one._executor._application is None
+            }
+            of_calls = sorted(set(orders.values()))
+            sources = tuple(of_calls.index(orders[one]) if one in orders else one.path for one in task.parents)
             content = run_call.dump(run_call.CallPayload(task.call, sources))
             own["call"] = self._contexts[task.context], content
+        if task.key:
+            own["unique_key"] = task.key
         return {"name": task.name, **self._fields, **own}
 
     def _flush(self) -> None:
@@ -475,14 +549,15 @@ class BalsamExecutor(concurrent.futures.Executor):
         with Waiter(wake=self._wake) as waiter:
             while self._pending or self._to_add or (not self._is_shut and self._wake.wait(_LINGER_S)):
                 self._wake.clear()
-                self._insert_new()
+                has_more = self._insert_new()
                 with self._lock:
-                    new, self._added = list(self._added), deque()
+                    new = [future._status for future in self._added]
+                    self._added.clear()
                 if new:
-                    waiter.add(self.database, [future._status for future in new])
+                    waiter.add(self.database, new)
                 self._settle([status.number for status in waiter.look()])
                 self._check_launcher()
-                if self._pending and not self._to_add:
+                if (self._pending or self._to_add) and not has_more:
                     waiter.pause()
 
     def _check_launcher(self) -> None:
@@ -500,23 +575,28 @@ class BalsamExecutor(concurrent.futures.Executor):
     def _settle(self, numbers: Iterable[int], are_killed: bool = False) -> None:
         """Give the futures of ended jobs their results, except those that another thread has settled."""
         with self._lock:
-            futures = [future for number in numbers if (future := self._pending.pop(number, None)) is not None]
+            futures: deque[BalsamFuture] = deque()
+            for number in numbers:
+                if number in self._pending:
+                    futures += [self._pending.pop(number), *self._twins.pop(number, ())]
         ended = [one for one in futures if not are_killed and one._status.state not in (states.USER_KILLED, DELETED)]
         results: dict[int, Any] = {}
         if ended and self._application is None:
             with self.database.read() as cx:
                 results = calls.results(cx, [one.number for one in ended])
-        for future in futures:
+        del ended
+        while futures:  # those whose results were taken are not kept alive here
+            future = futures.popleft()
             if are_killed or future._status.state == states.USER_KILLED:
                 concurrent.futures.Future.cancel(future)
                 future.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
                 continue
             try:
-                value = self._outcome(future, future._status.state, results.get(future.number))
+                future.set_result(self._outcome(future, future._status.state, results.get(future.number)))
             except BaseException as exc:  # noqa: BLE001  # that of the call; SystemExit too
                 future.set_exception(exc)
-            else:
-                future.set_result(value)
+                if str(exc).startswith(run_call.INITIALIZER_FAILED):
+                    self._break(str(exc))
 
     def _outcome(self, future: BalsamFuture, state: str, result: calls.Result | None) -> Any:
         """Return the result of a call, or raise what it raised."""
@@ -540,40 +620,74 @@ class BalsamExecutor(concurrent.futures.Executor):
     def _failed(self, future: BalsamFuture) -> TaskFailed:
         return TaskFailed(why_failed(self.database, future.number, f"number {future.number}"))
 
+    def _break(self, reason: str) -> None:
+        """Make no further calls, as an executor whose initializer has raised; log it as Python's own executors do."""
+        if self._broken:
+            return
+        self._broken = reason
+        logging.getLogger("concurrent.futures").critical("%s", reason)
+        with self._lock:
+            numbers = list(self._pending)
+        self._kill_unstarted(numbers, "The initializer of its executor has failed")
+        self._give_up(concurrent.futures.BrokenExecutor(reason))
+
     def _give_up(self, exc: Exception) -> None:
         with self._lock:
-            futures = list(self._pending.values())
-            self._pending.clear()
+            futures = [*self._pending.values(), *itertools.chain(*self._twins.values(), *self._to_add)]
+            for some in (self._pending, self._twins, self._to_add):
+                some.clear()
         for future in futures:
             future.set_exception(exc)
+        with self._has_added:
+            self._has_added.notify_all()
 
     # --- cancelling, the end ------------------------------------------------------------------------------------------
 
     def _cancel(self, futures: Iterable[BalsamFuture]) -> list[BalsamFuture]:
         """Kill the jobs that have not started; return their futures, now cancelled. One write transaction."""
-        futures = list(futures)
+        futures = [one for one in futures if not one.done() and not one._is_shared]
+        held = self._take_back(futures)
         for one in futures:
             with suppress(Exception):  # the future raises it
                 _ = one.number
         wanted = {one._number: one for one in futures if one._number and not one.done()}
-        if not wanted:
-            return []
-        with self.database.write() as cx:
-            idle = queries.unstarted(cx, wanted)
-            user_actions.kill(self.database, idle, message="Cancelled by its executor")
+        idle = self._kill_unstarted(wanted, "Cancelled by its executor") if wanted else []
         for number in idle:
             concurrent.futures.Future.cancel(wanted[number])  # unless the thread has done so by now
         self._settle(idle, are_killed=True)
-        return [wanted[number] for number in idle]
+        return held + [wanted[number] for number in idle]
+
+    def _kill_unstarted(self, numbers: Iterable[int], message: str) -> list[int]:
+        """Kill those of the jobs that have not started; return their numbers."""
+        with self.database.write() as cx:
+            idle = queries.unstarted(cx, numbers)
+            user_actions.kill(self.database, idle, message=message)
+        return list(idle)
+
+    def _take_back(self, futures: Iterable[BalsamFuture]) -> list[BalsamFuture]:
+        """Cancel those that `max_workers` has kept from being added; return them."""
+        wanted = set(futures) if self._max_workers else set()
+        with self._lock:
+            held = [one for (one,) in self._to_add if one in wanted] if wanted else []
+            if held:
+                self._to_add = deque(group for group in self._to_add if group[0] not in wanted)
+        for one in held:
+            self._discard(one._task)
+            concurrent.futures.Future.cancel(one)
+            one.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
+        with self._has_added:
+            self._has_added.notify_all()
+        return held
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls. `wait`: return when all have ended; `cancel_futures`: kill those that have not started."""
         with self._lock:
             self._is_shut = True
         self._wake.set()
-        self._flush()
+        if not self._max_workers:
+            self._flush()
         with self._lock:
-            futures, thread = list(self._pending.values()), self._thread
+            futures, thread = [*self._pending.values(), *itertools.chain(*self._to_add)], self._thread
         if cancel_futures:
             self._cancel(futures)
         self._wake.set()
@@ -595,6 +709,21 @@ def _shut_down_all() -> None:
     for executor in list(_with_launchers):
         if executor._process == os.getpid():
             executor.shutdown()
+
+
+def _chained(lists: Iterable[list[Any]]) -> Iterator[Any]:
+    """Yield the elements of lists, without keeping them."""
+    for some in lists:
+        some.reverse()
+        while some:
+            yield some.pop()
+
+
+def _future_key(value: Any) -> Any:
+    """Return what stands for a future in the key of a call: its own key, or the number of its job."""
+    if isinstance(value, BalsamFuture):
+        return value._task.key or value.number
+    return None
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -670,7 +799,25 @@ def _pickled(fn: Any, call: tuple[Any, ...]) -> bytes:
 def _check_count(name: str, value: int | None) -> None:
     """Raise InputError if a number is neither None nor an integer above 0."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{name} must be 1 or more, not {value!r}")
+        raise InputError(f"{name} must be greater than 0, a whole number, not {value!r}")
+
+
+def _check_ways(application: str | None, initializer: object, cwd: str, mpi: int | None, memoize: bool) -> None:
+    """Raise InputError, TypeError if arguments of an executor make no sense."""
+    if cwd not in ("caller", "job"):
+        raise InputError(f'cwd must be "caller" or "job", not {cwd!r}')
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if application is not None and (mpi or memoize):
+        raise InputError(f"{'mpi' if mpi else 'memoize'}= is for calls of functions, not for an application.")
+
+
+def _ranks_per_node(ranks: int, job_fields: Mapping[str, Any]) -> int:
+    """Return the number of ranks on each node. Raises InputError."""
+    nodes = job_fields.get("num_nodes", 1)
+    if "ranks_per_node" in job_fields or ranks % nodes:
+        raise InputError(f"mpi={ranks} is the number of all ranks, a multiple of num_nodes={nodes}, instead of ranks_per_node.")
+    return int(ranks // nodes)
 
 
 def _main_of(*pickled: bytes) -> tuple[str, str] | None:

@@ -51,6 +51,7 @@ class CallContext(NamedTuple):
     cwd: str = ""  # where the functions are called; "": in the jobs' working directories
     initializer: bytes = b""  # (function, args), by `core.pickling`: to be called once in each process that makes calls
     max_calls: int = 0  # maximum number of calls in one process; 0: as in the settings
+    ranks: int = 1  # of an MPI program, which all make the call
 
 
 class CallPayload(NamedTuple):
@@ -115,7 +116,9 @@ def outcome_in(result: bytes | str, db_directory: str = "") -> Outcome:
 # --- making a call ----------------------------------------------------------------------------------------------------
 
 
-def outcome_of(context: CallContext, payload: bytes, results: Sequence[bytes | str | None]) -> Outcome:
+def outcome_of(
+    context: CallContext, payload: bytes, results: Sequence[bytes | str | None], keeps_result: bool = True
+) -> Outcome:
     """Make a call, and return its outcome. `results` are those of the parents that are calls, by the numbers of their jobs."""
 
     def load() -> Any:
@@ -127,7 +130,11 @@ def outcome_of(context: CallContext, payload: bytes, results: Sequence[bytes | s
         with open(in_data(call.call), "rb") as file:
             return pickling.loads(file.read())
 
-    return result_file.outcome_of(lambda: _made(context, load))
+    def make() -> Any:
+        value = _made(context, load)
+        return value if keeps_result else None
+
+    return result_file.outcome_of(make)
 
 
 def _made(context: CallContext, load: Callable[[], Any]) -> Any:
@@ -176,6 +183,8 @@ def _line_of_main(main: tuple[str, str]) -> int:
 
 
 _initialized: set[bytes] = set()
+#: How the exception begins with which all calls of an executor fail then.
+INITIALIZER_FAILED = "The initializer of the executor has raised"
 
 
 def _initialize(initializer: bytes) -> None:
@@ -188,7 +197,7 @@ def _initialize(initializer: bytes) -> None:
     except Exception as exc:
         from concurrent.futures import BrokenExecutor
 
-        raise BrokenExecutor(f"The initializer of the executor has raised {type(exc).__name__}: {exc}") from exc
+        raise BrokenExecutor(f"{INITIALIZER_FAILED} {type(exc).__name__}: {exc}") from exc
     _initialized.add(initializer)
 
 
@@ -206,9 +215,26 @@ def run_call() -> int:
     if not job_id or not attempt.isdecimal():
         sys.exit("A call is run by the launcher, for one of its jobs: BALSAM_JOB_ID and BALSAM_ATTEMPT are not set.")
     path = os.path.abspath(result_file.file_name(job_id))  # now: the call may change the directory
-    make = _read_call(path)
+    context, make = _read_call(path)
+    rank = 0 if context.ranks == 1 else _rank(context.ranks)
     header = ResultHeader(job_id, int(attempt), True)
-    return concluded(make, lambda outcome: result_file.write(path, header._replace(good=outcome.good), outcome))
+
+    def write(outcome: Outcome) -> None:
+        if rank == 0 or not outcome.good:
+            result_file.write(path, header._replace(good=outcome.good), outcome)
+
+    code = concluded(make, write)
+    if code and context.ranks > 1:
+        from .ranks import end_all_ranks
+
+        end_all_ranks()
+    return code
+
+
+def _rank(ranks: int) -> int:
+    from .ranks import rank_of
+
+    return rank_of(ranks, os.environ)
 
 
 def run_old_call() -> int:
@@ -217,27 +243,39 @@ def run_old_call() -> int:
     from .payload import OLD_RESULT
 
     path = os.path.abspath(OLD_RESULT)
-    make = _read_call(path)
+    _, make = _read_call(path)
     return concluded(make, lambda outcome: files.write_atomic(path, pickle.dumps(tuple(outcome), protocol=4)))
 
 
-def _read_call(result_path: str) -> Callable[[], Outcome]:
-    """Return the function that makes the call; remove the result of an earlier attempt."""
-    try:
-        os.unlink(result_path)
-    except OSError:
-        pass
+def _read_call(result_path: str) -> tuple[CallContext, Callable[[], Outcome]]:
+    """Return the call's context and the function that makes it; remove the result of an earlier attempt.
+
+    That of one of several ranks stays: another rank of this attempt may have left it.
+    """
     if len(sys.argv) < 2:
         sys.exit("The call cannot be read: its row in the DB is gone.")
     try:
         with open(sys.argv[1], "rb") as file:
             given = pickle.load(file)
     except OSError as exc:
+        _remove(result_path)
         sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
     if isinstance(given[0], bytes):
         content, payload, results = given
-        return lambda: outcome_of(CallContext(*pickle.loads(content)), payload, results)
-    return lambda: outcome_of_file(CallFile(*given))
+        context = CallContext(*pickle.loads(content))
+        if context.ranks == 1:
+            _remove(result_path)
+        keeps_result = context.ranks == 1 or _rank(context.ranks) == 0
+        return context, lambda: outcome_of(context, payload, results, keeps_result)
+    _remove(result_path)
+    return CallContext(()), lambda: outcome_of_file(CallFile(*given))
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 # --- calls that earlier versions have added ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from ..core import field_specs, parameters, states
 from ..core.errors import BalsamError, InvalidSpec, NoCurrentJob, did_you_mean
 from ..core.process_table import RUN_VARIABLE
 from . import class_loader, payload, result_file
+from .ranks import end_all_ranks, rank_of
 from .result_file import Outcome, ResultHeader
 from .run_call import concluded
 
@@ -142,13 +143,6 @@ def _has_command(entry: str) -> bool:
 
 # --- functions --------------------------------------------------------------------------------------------------------
 
-#: Variables that hold a process's rank, of the start commands in `mpirun.flavours`. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
-#: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
-_RANK_VARIABLES = (
-    "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "JSM_NAMESPACE_RANK", "MV2_COMM_WORLD_RANK",
-    "SLURM_PROCID",
-)  # fmt: skip
-
 
 def run_function() -> int:
     """Run the function of the job whose payload the command line names; return the exit code.
@@ -158,7 +152,7 @@ def run_function() -> int:
     """
     path = sys.argv[1]
     given = payload.read(path)
-    rank = rank_of(given, os.environ)
+    rank = rank_of(given.ranks, os.environ)
 
     def write(outcome: Outcome) -> None:
         if rank == 0 or not outcome.good:
@@ -167,7 +161,7 @@ def run_function() -> int:
 
     code = concluded(lambda: _outcome_of_function(given, keeps_result=rank == 0), write)
     if code and given.ranks > 1:
-        _end_all_ranks()
+        end_all_ranks()
     return code
 
 
@@ -184,24 +178,6 @@ def _outcome_of_function(given: payload.TaskPayload, keeps_result: bool) -> Outc
         return value if keeps_result else None
 
     return result_file.outcome_of(run, result_file.MAX_VALUE_BYTES)
-
-
-def rank_of(given: payload.TaskPayload, environ: Mapping[str, str]) -> int:
-    """Return this process's rank; 0 for a program of one rank, even if an MPI program has started the launcher."""
-    if given.ranks == 1:
-        return 0
-    for name in _RANK_VARIABLES:
-        if environ.get(name, "").isdecimal():
-            return int(environ[name])
-    sys.exit(f"This is one of {given.ranks} ranks, and no variable holds its number: {' '.join(_RANK_VARIABLES)}")
-
-
-def _end_all_ranks() -> None:
-    """End all ranks if the function used MPI: this rank would wait in MPI_Finalize for others that wait for it."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        sys.stdout.flush()
-        mpi.COMM_WORLD.Abort(1)
 
 
 # --- the job, as `run` and `shell_preamble` see it --------------------------------------------------------------------

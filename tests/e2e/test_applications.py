@@ -43,7 +43,7 @@ from balsam_lite.launcher import dag, resources
 from balsam_lite.launcher.exec import invocation
 from balsam_lite.launcher.main import run_launcher
 from balsam_lite.launcher.multinode.supervisor import run_parts
-from balsam_lite.pyapps import class_loader, payload, result_file, run_class
+from balsam_lite.pyapps import class_loader, payload, ranks, result_file, run_class
 from balsam_lite.pyapps.payload import ClassRef
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
@@ -721,11 +721,10 @@ def test_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
 
 @pytest.mark.parametrize("variable", ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PALS_RANKID"])
 def test_a_rank_is_known_by_variables_and_only_where_there_are_several(variable):
-    given = payload.TaskPayload("{}", "{}", 4, {})
-    assert run_class.rank_of(given, {variable: "3"}) == 3
-    assert run_class.rank_of(given._replace(ranks=1), {variable: "3"}) == 0
+    assert ranks.rank_of(4, {variable: "3"}) == 3
+    assert ranks.rank_of(1, {variable: "3"}) == 0
     with pytest.raises(SystemExit, match="one of 4 ranks, and no variable"):
-        run_class.rank_of(given, {})
+        ranks.rank_of(4, {})
 
 
 def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):

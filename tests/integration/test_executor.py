@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
+from mpi import with_mpi
 
 from balsam_lite.core import pickling
 from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
@@ -60,6 +61,18 @@ def leave(): sys.exit(7)
 def die(): os._exit(9)
 def lock(): return threading.Lock()
 def ident(x): return x
+def counted(path, x):
+    with open(path, "a") as file:
+        file.write(f"{x}\\n")
+    return 2 * x
+def gathered(x):
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.gather(x + MPI.COMM_WORLD.rank)
+def failing_rank(rank):
+    from mpi4py import MPI
+    if MPI.COMM_WORLD.rank == rank:
+        raise Bad(f"rank {rank}")
+    MPI.COMM_WORLD.barrier()
 def remember(x):
     global kept
     kept = x
@@ -421,7 +434,7 @@ def test_an_initializer_runs_before_the_calls_of_a_process(bench, calls, tmp_pat
     with pytest.raises(TypeError, match="initializer"):
         BalsamExecutor(initializer=3)
     for wrong in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="max_tasks_per_child must be 1 or more"):
+        with pytest.raises(ValueError, match="max_tasks_per_child must be greater than 0"):
             BalsamExecutor(max_tasks_per_child=wrong)
 
 
@@ -434,6 +447,115 @@ def test_a_failed_parent_fails_its_children_and_is_named(executor, calls):
             future.result(30)
     with pytest.raises(TaskFailed, match="fail"):
         executor.submit(calls.ident, parent).result(30)
+
+
+# --- how many run at once ----------------------------------------------------------------------------------------------
+
+
+def test_no_more_calls_run_at_once_than_max_workers(bench, calls, tmp_path):
+    bench.launch("--nodes", "4")
+    with BalsamExecutor(2) as executor:
+        held = [executor.submit(calls.wait_for, str(tmp_path / f"gate{n}")) for n in range(5)]
+        child = executor.submit(calls.ident, held[3])
+        wait_until(lambda: held[0].running() and held[1].running())
+        assert bench.states() == {"RUNNING": 2}
+        assert not held[2].running() and held[4].cancel() and held[4].cancelled()
+        grandchild = executor.submit(calls.ident, held[4])
+        (tmp_path / "gate1").touch()
+        wait_until(held[2].running)
+        assert bench.states() == {"RUNNING": 2, "JOB_FINISHED": 1}
+        for n in (0, 2, 3):
+            (tmp_path / f"gate{n}").touch()
+        assert child.result(60) == held[3].job.job_id
+        with pytest.raises(TaskFailed, match="was cancelled, or could not be added"):
+            grandchild.result(60)
+    assert bench.states() == {"JOB_FINISHED": 5}
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="max_workers must be greater than 0"):
+            BalsamExecutor(wrong)
+
+
+def test_a_map_with_max_workers_or_a_buffer_adds_what_is_needed(bench, calls):
+    bench.launch("--nodes", "2")
+    with BalsamExecutor(max_workers=3) as executor:
+        assert list(executor.map(calls.square, range(10), timeout=60)) == [n * n for n in range(10)]
+    with BalsamExecutor() as executor:
+        taken = []
+        results = executor.map(calls.square, iter(lambda: taken.append(1) or len(taken), 0), buffersize=3)
+        assert [next(results), next(results)] == [1, 4] and len(taken) == 5
+        results.close()
+        with pytest.raises(ValueError, match="buffersize must be greater than 0"):
+            executor.map(calls.square, [1], buffersize=0)
+
+
+def test_shutdown_cancels_what_max_workers_has_kept_back(bench, calls):
+    executor = BalsamExecutor(max_workers=1)
+    futures = [executor.submit(calls.square, n) for n in range(4)]
+    wait_until(lambda: bench.states() == {"CREATED": 1})
+    executor.shutdown(cancel_futures=True)
+    assert all(one.cancelled() for one in futures) and bench.states() == {"USER_KILLED": 1}
+
+
+# --- MPI --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_all_ranks_call_the_function_and_rank_0_gives_the_result(bench, calls, ranks):
+    bench.environ = with_mpi(bench.environ)
+    bench.launch("--nodes", "1", "--job-mode", "mixed")
+    with BalsamExecutor(mpi=ranks) as executor:
+        assert executor.submit(calls.gathered, 5).result(60) == [5 + rank for rank in range(ranks)]
+        with pytest.raises(calls.Bad, match=f"rank {ranks - 1}"):
+            executor.submit(calls.failing_rank, ranks - 1).result(60)
+    with pytest.raises(InputError, match="multiple of num_nodes=2"):
+        BalsamExecutor(mpi=3, num_nodes=2)
+
+
+# --- calls that were made already -----------------------------------------------------------------------------------------
+
+
+def test_a_call_is_not_repeated(bench, calls, tmp_path):
+    bench.launch("--nodes", "2")
+    count = tmp_path / "count"
+    with BalsamExecutor(memoize=True) as executor:
+        first = [executor.submit(calls.counted, str(count), x) for x in (1, 2, 1)]
+        assert [one.result(60) for one in first] == [2, 4, 2]
+        assert executor.memoized == 1 and first[0].number == first[2].number
+        nested = executor.submit(calls.add, first[0], first[1])
+        assert nested.result(60) == 6
+    with BalsamExecutor(memoize=True) as executor:
+        again = executor.submit(calls.counted, str(count), 2)
+        assert again.result(60) == 4 and again.number == first[1].number and not again.cancel()
+        assert executor.submit(calls.add, again, first[1]).result(60) == 8
+        assert executor.submit(calls.add, executor.submit(calls.counted, str(count), 1), again).result(60) == 6
+        assert list(executor.map(calls.counted, [str(count)] * 3, [1, 2, 3], timeout=60)) == [2, 4, 6]
+        assert executor.memoized == 5
+    assert count.read_text().split() == ["1", "2", "3"]
+    with BalsamExecutor(memoize=True, version=2) as executor:
+        assert executor.submit(calls.counted, str(count), 1).result(60) == 2
+    assert count.read_text().split() == ["1", "2", "3", "1"]
+
+
+def test_a_failed_call_is_repeated_and_a_waiting_one_is_shared(bench, calls, tmp_path):
+    gate = str(tmp_path / "gate")
+    with BalsamExecutor(memoize=True) as executor, BalsamExecutor(memoize=True) as other:
+        waiting = executor.submit(calls.wait_for, gate)
+        assert waiting.number and other.submit(calls.wait_for, gate).number == waiting.number
+        assert (executor.memoized, other.memoized) == (0, 1)
+        bench.launch()
+        failed = executor.submit(calls.fail, 1)
+        Path(gate).touch()
+        assert waiting.result(60) == waiting.job.job_id
+        with pytest.raises(calls.Bad):
+            failed.result(60)
+        repeated = other.submit(calls.fail, 1)
+        with pytest.raises(calls.Bad):
+            repeated.result(60)
+        assert repeated.number != failed.number and repeated.job.unique_key and failed.job.unique_key is None
+    with BalsamExecutor(memoize=True) as executor, pytest.raises(InputError, match="cannot be serialised"):
+        executor.submit(calls.ident, threading.Lock())
+    with pytest.raises(InputError, match="memoize= is for calls of functions"):
+        BalsamExecutor("a", memoize=True)
 
 
 # --- cancelling and the end -------------------------------------------------------------------------------------------
@@ -606,7 +728,7 @@ def test_the_end_of_its_launcher_fails_the_calls_of_an_executor(bench, calls, tm
             executor.submit(calls.square, 2).result(60)
     assert "balsam: launcher of this executor: The log" in capsys.readouterr().err
     for wrong in (0, -1, 1.5, "2"):
-        with pytest.raises(InputError, match="launcher must be 1 or more"):
+        with pytest.raises(InputError, match="launcher must be greater than 0"):
             BalsamExecutor(launcher=wrong)
 
 

@@ -59,7 +59,10 @@ ROOMS = (
     Room(5, "waiting for jobs", ("launcher.waiter",)),
     Room(6, "newer Python interface", ("api", "analytics", "plots")),
     Room(7, "Python code in jobs", ("pyapps", "launcher.start", "launcher.call")),
-    Room(8, "Python interface", tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher"))),
+    Room(
+        8, "Python interface",
+        tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher", "call_keys")),
+    ),
     Room(9, "names of Balsam", ("compat",)),
     Room(10, "command line", ("cli",)),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ...core import states
 from ...core.errors import DatabaseBusy, DuplicateKey, InvalidSpec
 from ..collected import Skipped
 from ..engine.connection import Database
@@ -105,6 +106,13 @@ def find_duplicates(db: Database, keyed: Iterable[Sequence[KeyedJob]], on_duplic
         with db.read() as cx:
             raise _refusal(cx, first, positions, owners)
     return Skipped(positions, owners)
+
+
+def release_failed(cx: sqlite3.Connection, keys: Sequence[str]) -> None:
+    """Take these keys from the jobs that have failed or were killed, so that others may have them."""
+    failed = f"'{states.FAILED}', '{states.USER_KILLED}'"
+    query = f"UPDATE job SET unique_key = NULL WHERE {HAS_KEY} AND unique_key IN (SELECT value FROM json_each(?))"
+    cx.execute(f"{query} AND state IN ({failed})", (json.dumps(keys),))
 
 
 def _refusal(cx: sqlite3.Connection, key: str, positions: Sequence[int], owners: Sequence[int]) -> DuplicateKey:

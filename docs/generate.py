@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 from balsam_lite.cli import group
@@ -84,8 +85,22 @@ def files() -> dict[str, str]:
         "errors.txt": errors_table(),
         "reasons.txt": reasons_table(),
         "views.txt": views_tables(),
+        "cpython_tests.txt": cpython_tests(),
         "states.svg": states_drawing(),
     }
+
+
+def cpython_tests() -> str:
+    """Return the tables of CPython's tests of executors that are left out, and of those that are changed."""
+    tables = run_path(str(Path(__file__).parent.parent / "tests" / "cpython_suite.py"))
+    reasons: dict[str, list[str]] = {}
+    for name, reason in tables["SKIPPED"].items():
+        reasons.setdefault(reason, []).append(f"``{name}``")
+    left_out = table(("reason", "tests"), [(reason, ", ".join(names)) for reason, names in reasons.items()], (45, 55))
+    changed = table(
+        ("tests", "what is different"), [(f"``{name}``", text) for name, text in tables["ADAPTED"].items()], (35, 65)
+    )
+    return f"Left out:\n\n{left_out}\nChanged:\n\n{changed}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> str:

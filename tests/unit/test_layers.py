@@ -36,7 +36,7 @@ ROOMS = (
         (
             *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "failpoints")),
             *("launcher.environment", "launcher.logs", "launcher.notifier", "launcher.reaper", "launcher.parents_exchange"),
-            *(f"pyapps.{name}" for name in ("payload", "result_file", "class_loader", "run_call")),
+            *(f"pyapps.{name}" for name in ("payload", "result_file", "class_loader", "run_call", "ranks")),
         ),
     ),
     Room(

@@ -93,7 +93,8 @@ CATALOGUE: dict[str, ReasonKind] = {
     "apart": ReasonKind("waits until jobs have ended that run apart from others", "Nothing: it lasts until these have ended."),
     "nested": ReasonKind(
         "every job that runs ({running}) waits for other jobs itself, and no place is free for those",
-        "Give them more places: another launcher, more --nodes, or a larger node_packing_count of the jobs.",
+        "Give them more places: another launcher, more --nodes, a larger node_packing_count of the jobs, or "
+        "BalsamExecutor(launcher=…) with a larger number.",
     ),
     "no-place": ReasonKind("waits for a free place{running}", "Wait, or start another launcher."),
     "no-step": ReasonKind(

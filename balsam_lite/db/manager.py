@@ -273,7 +273,8 @@ class QuerySet(LazySet[Any]):
 
         def read(some: list[int], columns: Sequence[str]) -> list[Sequence[Any]]:
             with self.database.read() as cx:
-                return results.page(cx, {"id": some}, columns, 0, len(some))
+                data = os.path.join(self.database.directory, directories.DATA)
+                return results.page(cx, {"id": some}, columns, 0, len(some), "", data)
 
         def pages(columns: Sequence[str]) -> Iterator[tuple[str, list[Sequence[Any]]]]:
             return (("", rows) for rows in results.of_numbers(lambda some: read(some, columns), numbers))

@@ -177,7 +177,7 @@ class LocalSite:
         from ..db.query import results
 
         with self.database.read() as cx:
-            return results.page(cx, where, fields, after, size, order)
+            return results.page(cx, where, fields, after, size, order, os.path.join(self.database.directory, directories.DATA))
 
     def details(self, jobs: Sequence[int]) -> list[Row]:
         """Return what a person wants to know of these jobs."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 from helpers import Balsam
 
 from balsam_lite.api import EventLog, Job
+from balsam_lite.core import plain_values
 from balsam_lite.core.errors import InvalidSpec, UnknownField
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
@@ -18,6 +20,7 @@ from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import results
 from balsam_lite.db.store import apps, claims, insert, leases, runs
 from balsam_lite.launcher.dag import BalsamJob
+from balsam_lite.pyapps import result_file
 
 SECOND = 1_000_000
 
@@ -217,3 +220,58 @@ def test_frames_of_fields_have_run_time_memory_and_node(db: Database, balsam: Ba
         assert frame["started"].dtype.kind == "M"
         assert frame["return_code"].dtype == "Int64"
     assert list(Job.objects.filter(id=2).to_df("runtime", "id").runtime) == [1]
+
+
+# --- return values ----------------------------------------------------------------------------------------------------
+
+
+def pickled(good: bool, value: object) -> bytes:
+    return pickle.dumps((good, pickle.dumps(value, protocol=4), ""), protocol=4)
+
+
+class Unpickled(Exception):
+    """Unpickling it runs code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+def test_what_calls_returned_is_a_column_if_it_is_plain(balsam: Balsam, db: Database) -> None:
+    given = {1: pickled(True, {"loss": 0.5, "n": [1]}), 2: pickled(True, 7), 3: pickled(False, ValueError("x"))}
+    with db.write() as cx:
+        for job, result in given.items():
+            cx.execute("INSERT INTO call (job, context, payload, result) VALUES (?, 1, x'00', ?)", (job, result))
+    found = rows(balsam)
+    assert [row["result"] for row in found] == ["", "7", "", ""]
+    assert [row["result.loss"] for row in found] == ["0.5", "", "", ""]
+    code, out, _ = balsam("sql", "SELECT json_extract(result, '$.loss') AS x FROM results WHERE id = 1", "--format", "csv")
+    assert (code, out) == (0, "x\n0.5\n")
+    assert list(rows(balsam, "--columns", "name,result")[0]) == ["name", "result.loss", "result.n", "result"]
+
+
+@pytest.mark.parametrize(
+    "result", [Unpickled(), b"bytes", "x" * 10_000, object, Path("/")], ids=lambda value: type(value).__name__
+)
+def test_nothing_is_run_to_show_a_return_value(balsam: Balsam, db: Database, value: object) -> None:
+    with db.write() as cx:
+        cx.execute("INSERT INTO call (job, context, payload, result) VALUES (1, 1, x'00', ?)", (pickled(True, value),))
+    assert rows(balsam, "--columns", "id,result")[0] == {"id": "1", "result": ""}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert plain_values.json_of_result(pickled(True, [numpy.float64(1.5), numpy.int32(3)])) == "[1.5, 3]"
+
+
+def test_what_functions_of_applications_returned_is_read_from_their_files(balsam: Balsam, db: Database) -> None:
+    with db.write() as cx:
+        cx.execute("UPDATE app SET definition = '{\"x\": 1}'")
+        job_id, workdir = cx.execute("SELECT job_id, workdir FROM job WHERE id = 1").fetchone()
+    folder = Path(db.directory, "data", workdir)
+    folder.mkdir(parents=True)
+    result_file.write(
+        str(folder / result_file.file_name(job_id)),
+        result_file.ResultHeader(job_id, 1, True),
+        result_file.outcome_of(lambda: 42),
+    )
+    assert [row["result"] for row in rows(balsam)] == ["42", "", "", ""]

@@ -1,4 +1,4 @@
-"""Read results: one row for each job with its parameters, tags, `data` and what is known of its last run.
+"""Read results: one row for each job with its parameters, tags, `data`, return value and what is known of its last run.
 
 The columns are those of the view `results`; keys of the JSON objects among them are columns, too: `parameters.T`,
 `data.energy`, and `data.fit.a` for an object in `data`. Which keys there are is found by reading the objects once before.
@@ -7,6 +7,7 @@ The columns are those of the view `results`; keys of the JSON objects among them
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import Any
 from ...core import field_specs
 from ...core.clock import SECOND_US, iso_us
 from ...core.errors import UnknownField, did_you_mean
+from ...core.plain_values import json_in_file, json_of_result
 from . import runs, select
 from .filters import EVERY
 from .operators import execute
@@ -32,6 +34,8 @@ FIXED: dict[str, ViewColumn] = {column.name: column for column in BY_NAME["resul
 TIMES = frozenset(name for name, column in FIXED.items() if column.kind == "time")
 #: The JSON objects whose keys become columns.
 OBJECTS = tuple(name for name, column in FIXED.items() if column.is_json)
+#: What a call returned.
+RESULT = "result"
 #: Other names of the columns.
 ALIASES = {**runs.SHORT_NAMES, **field_specs.OUR_NAMES}
 _BEFORE = ("id", "name", "workflow", "application", "state")
@@ -46,9 +50,14 @@ Pages = Callable[[Sequence[str]], Iterator[tuple[str, list[Sequence[Any]]]]]
 
 def page(
     cx: sqlite3.Connection, where: select.Given = EVERY, fields: Sequence[str] = (), after: int = 0, size: int = PAGE,
-    order: str = "",
+    order: str = "", data_directory: str = "",
 ) -> list[Sequence[Any]]:  # fmt: skip
     """Return the number and these columns, as stored, of the first `size` matching jobs with a number above `after`.
+
+    Return values are JSON.
+
+    Args:
+        data_directory: that of the DB, where functions of applications leave what they returned; "": leave these values out.
 
     Raises:
         UnknownField, InvalidSpec.
@@ -56,13 +65,32 @@ def page(
     numbers, parameters = select.statement(cx, "job.id", where, order, 0, size, after)
     if not fields:
         return execute(cx, numbers, parameters).fetchall()
-    columns = ", ".join(("job.id", *(FIXED[name].raw_sql for name in fields)))
-    sql = f"""SELECT {columns} FROM ({numbers}) AS chosen CROSS JOIN job ON job.id = chosen.id
+    columns = ["job.id", *(FIXED[name].raw_sql for name in fields)]
+    source = f"""({numbers}) AS chosen CROSS JOIN job ON job.id = chosen.id
         LEFT JOIN run ON run.job = job.id AND run.attempt = job.attempt"""
-    rows: list[Sequence[Any]] = execute(cx, sql, parameters).fetchall()
+    functions: set[str] = set()
+    if RESULT in fields and data_directory:
+        functions = {name for (name,) in cx.execute("SELECT name FROM app WHERE definition <> '{}'")}
+        columns += ["job.application", "job.workdir", "job.job_id", "job.attempt"] if functions else []
+    rows: list[Sequence[Any]] = execute(cx, f"SELECT {', '.join(columns)} FROM {source}", parameters).fetchall()
+    if RESULT in fields:
+        place = 1 + fields.index(RESULT)
+        rows = [_with_value(row, place, functions, data_directory) for row in rows]
     if not order:
         rows.sort(key=itemgetter(0))
     return rows
+
+
+def _with_value(row: Sequence[Any], place: int, functions: set[str], data_directory: str) -> Sequence[Any]:
+    """Return a row of `page` with its return value as JSON, and without the columns by which its file was found."""
+    if functions:
+        *row, application, workdir, job_id, attempt = row
+        if application in functions:
+            path = os.path.join(data_directory, workdir, f".balsam-{job_id[:8]}.pkl")
+            return [*row[:place], json_in_file(path, job_id, attempt), *row[place + 1 :]]
+    if row[place] is None:
+        return row
+    return [*row[:place], json_of_result(row[place]), *row[place + 1 :]]
 
 
 def of_numbers(read: Callable[[list[int]], list[Sequence[Any]]], numbers: Iterable[int]) -> Iterator[list[Sequence[Any]]]:
@@ -124,12 +152,7 @@ class ResultTable:
             for place, name in enumerate(fields, 1):
                 if name in self._is_whole:
                     continue
-                for one in map(_object, dict.fromkeys(row[place] for row in rows)):
-                    shape = None if dict in map(type, one.values()) else (name, *one)
-                    if shape is None or shape not in shapes:
-                        _add_paths(one, (name,), found[name])
-                    if shape is not None:
-                        shapes.add(shape)
+                _note_paths(name, (row[place] for row in rows), found[name], shapes)
                 if len(found[name]) > MAX_KEYS:
                     self._is_whole.add(name)
                     self.notes.append(f"{name} has more than {MAX_KEYS} keys, so it is one column: name those that you want.")
@@ -199,24 +222,39 @@ class ResultTable:
 _decoded = json.JSONDecoder().raw_decode
 
 
-def _object(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = field_specs.read_object(text) if field_specs.FLOAT_KEY in text else _decoded(text)[0]
-    return found
+def _object(text: str | None) -> Any:
+    if text is None:
+        return None
+    return field_specs.read_object(text) if field_specs.FLOAT_KEY in text else _decoded(text)[0]
 
 
-def _objects(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return JSON objects, not to be changed; equal texts are read once."""
+def _objects(texts: Sequence[str | None]) -> list[Any]:
+    """Return JSON objects, not to be changed; equal texts are read once. A return value may be any value."""
     known = {text: _object(text) for text in set(texts)}
     return [known[text] for text in texts]
 
 
-def _add_paths(found: dict[str, Any], above: tuple[str, ...], paths: dict[tuple[str, ...], None]) -> None:
-    """Add the paths of all values in an object; objects in it that are empty are values."""
-    for key, value in found.items():
-        if type(value) is dict and value:
-            _add_paths(value, (*above, key), paths)
-        else:
-            paths.setdefault((*above, key))
+def _note_paths(
+    name: str, texts: Iterable[str | None], paths: dict[tuple[str, ...], None], shapes: set[tuple[str, ...]]
+) -> None:  # fmt: skip
+    """Add the paths of all values in JSON texts. `shapes` are the keys of objects without inner ones that were seen."""
+    for one in map(_object, dict.fromkeys(texts)):
+        if one is None or one == {}:
+            continue
+        shape = (name, *one) if type(one) is dict and dict not in map(type, one.values()) else None
+        if shape is None or shape not in shapes:
+            _add_paths(one, (name,), paths)
+        if shape is not None:
+            shapes.add(shape)
+
+
+def _add_paths(found: Any, path: tuple[str, ...], paths: dict[tuple[str, ...], None]) -> None:
+    """Add the paths of all values in a value at this path; objects that are empty are values."""
+    if type(found) is dict and found:
+        for key, value in found.items():
+            _add_paths(value, (*path, key), paths)
+    else:
+        paths.setdefault(path)
 
 
 @lru_cache(65536)

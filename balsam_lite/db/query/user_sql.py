@@ -17,6 +17,7 @@ from typing import Any
 
 from ...core import field_specs
 from ...core.errors import DatabaseError, InputError, did_you_mean
+from ...core.plain_values import json_of_result
 from ..engine import filesystem
 from ..engine.connection import Database
 from .views import BY_NAME, VIEWS
@@ -70,6 +71,7 @@ class ReadOnlyViews:
         self._inner = f"balsam_{os.urandom(8).hex()}_"
         self._denied: list[tuple[int, str | None, str | None]] = []
         cx.create_function("balsam_masked", 1, field_specs.masked_json, deterministic=True)
+        cx.create_function("balsam_value", 1, json_of_result, deterministic=True)
         for view in VIEWS:
             columns = ", ".join(f"{column.sql} AS {column.name}" for column in view.columns)
             cx.execute(f"CREATE TEMP VIEW {self._inner}{view.name} AS SELECT {columns} FROM {view.source}")

@@ -30,7 +30,8 @@ class ViewColumn(NamedTuple):
         """Return the expression for users: times as text, secret variables masked."""
         if self.kind == "time":
             return f"CASE WHEN {self.raw_sql} IS NOT NULL THEN {_iso_sql(self.raw_sql)} END"
-        return f"balsam_masked({self.raw_sql})" if self.kind == "environ" else self.raw_sql
+        wrapped = {"environ": f"balsam_masked({self.raw_sql})", "value": f"balsam_value({self.raw_sql})"}
+        return wrapped.get(self.kind, self.raw_sql)
 
     @property
     def description(self) -> str:
@@ -42,7 +43,7 @@ class ViewColumn(NamedTuple):
     @property
     def is_json(self) -> bool:
         """Return whether the value is a JSON object or list."""
-        return self.kind in (*field_specs.JSON_KINDS, "parents")
+        return self.kind in (*field_specs.JSON_KINDS, "parents", "value")
 
 
 class View(NamedTuple):
@@ -139,6 +140,10 @@ VIEWS = (
         "results", "one row for each job: what went in and what came out", f"{_LAST_RUN} WHERE {VISIBLE}",
         (
             *_IDS, *map(_field, ("name", "workflow", "application", "state", "parameters", "tags", "data", "return_code")),
+            ViewColumn(
+                "result", "(SELECT result FROM call WHERE call.job = job.id)",
+                "What a call of an executor returned, if it is plain and small", "value",
+            ),
             _field("attempt"), *_OF_RUN, _field("created"), _FAILURE,
         ),
     ),

@@ -298,12 +298,10 @@ def _members_of_directory(path: str) -> Iterator[Member]:
             yield Member(name, status.st_size, status.st_mode & 0o777, status.st_mtime, file)
 
 
+_TABLES = ("apps.jsonl", "jobs.jsonl", "events.jsonl", "runs.jsonl", "edits.jsonl")
 #: The order in which the members of a directory are read: what others depend on comes first.
 _ORDER = {
-    name: place
-    for place, name in enumerate(
-        (MARK, "apps.jsonl", "jobs.jsonl", "events.jsonl", "runs.jsonl", "edits.jsonl", "scripts", "files", "files.jsonl")
-    )
+    name: place for place, name in enumerate((MARK, *_TABLES, "scripts", "files", "ro-crate-metadata.json", "files.jsonl"))
 }
 
 

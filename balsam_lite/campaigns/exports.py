@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..core import field_specs, job_files
+from ..core import caller, field_specs, job_files
 from ..core.clock import SystemClock, iso_us
 from ..core.errors import NotFound
 from ..db.engine import directories
@@ -27,6 +27,7 @@ from ..db.query.select import Given
 from . import containers
 from .archive import COMMANDS, FORMAT, TABLES, VERSION, Hashing, Lines, is_below
 from .containers import ArchiveError, ContainerWriter
+from .crate import FILE_NAME, Crate
 
 _FLAGS = frozenset(field.name for field in field_specs.JOB_FIELDS if field.kind == "flag")
 _OBJECTS = frozenset(field.name for field in field_specs.JOB_FIELDS if field.kind in field_specs.JSON_KINDS)
@@ -57,6 +58,7 @@ def export(
     patterns: Sequence[str] = (),
     conditions: str = "",
     force: bool = False,
+    is_crate: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write the matching jobs, as of one moment, to a new archive; return what is in it. Opens a read transaction.
@@ -64,6 +66,7 @@ def export(
     Args:
         patterns: which files of the working directories to add, by their paths below these; `*` matches `/`, too.
         conditions: the conditions in words, for the manifest.
+        is_crate: add the metadata that make the archive a Workflow Run RO-Crate; see `crate`.
         progress: called with the number of jobs read since the last call.
 
     Raises:
@@ -74,6 +77,7 @@ def export(
             spools = {name: stack.enter_context(Lines()) for name in TABLES}
             folders = stack.enter_context(Lines())
             found = _Findings(db, patterns)
+            crate = Crate() if is_crate else None
             with full_records.snapshot(db) as cx:
                 numbers = full_records.numbers_of(cx, where)
                 if not numbers:
@@ -81,6 +85,8 @@ def export(
                 for page in full_records.read(cx, numbers):
                     for record in page:
                         found.write(record, spools, folders)
+                    if crate:
+                        crate.add(page)
                     if progress:
                         progress(len(page))
                 apps = [app for app in queries.apps(cx) if app["name"] in found.used_apps]
@@ -93,6 +99,8 @@ def export(
                 for name, file in scripts.items():
                     _add_file(output, f"scripts/{name}", file, listed)
                 found.add_files(output, folders, listed)
+                if crate:
+                    _add_bytes(output, FILE_NAME, crate.metadata(manifest, apps, listed))
                 output.add("files.jsonl", listed.rewound(), listed.size)
                 files = listed.lines - len(scripts)
     except OSError as exc:
@@ -171,7 +179,8 @@ class _Findings:
             (db_id,) = cx.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()
         return {
             "format": FORMAT, "format_version": VERSION, "program": f"balsam_lite {__version__}",
-            "written": iso_us(SystemClock.now_us()), "host": socket.gethostname(), "directory": self._db.directory,
+            "written": iso_us(SystemClock.now_us()),
+            "user": caller.current().user, "host": socket.gethostname(), "directory": self._db.directory,
             "db_id": db_id, "conditions": conditions, "patterns": list(self._patterns),
             "states": dict(self.states), "secrets": dict(self.secrets), "absent_parents": self.absent_parents,
             "tables": {name: lines.described() for name, lines in tables.items()},

@@ -43,11 +43,14 @@ def local_database(site: SiteInterface, command: str) -> Database:
     "--files", "patterns", multiple=True, metavar="PATTERN",
     help="Also files of the working directories whose path there matches; '*' is all of them; may be repeated.",
 )  # fmt: skip
+@option("--ro-crate", "is_crate", is_flag=True, help="Add metadata that make it a Workflow Run RO-Crate.")
 @option("--force", cls=LaterOption, is_flag=True, help="Replace an archive of that name.")
 @option("--json", "as_json", is_flag=True, help="Print what was exported as a JSON object.")
 @selection_options()
 @long_site_option
-def export(file: str, patterns: Sequence[str], force: bool, as_json: bool, chosen: Selection, site: str) -> None:
+def export(
+    file: str, patterns: Sequence[str], is_crate: bool, force: bool, as_json: bool, chosen: Selection, site: str
+) -> None:  # fmt: skip
     """Write jobs with their applications, history and files to an archive, which `balsam import` reads.
 
     FILE ends in .tar, .tar.gz or .tar.zst; with any other name it is a directory. Without conditions it holds all jobs. It is
@@ -58,7 +61,7 @@ def export(file: str, patterns: Sequence[str], force: bool, as_json: bool, chose
     Examples:
         balsam export campaign.tar.gz
         balsam export --wf scan --state JOB_FINISHED --files '*.out' --files 'result.*' scan.tar.zst
-        balsam export --tag paper=1 --files '*' paper/
+        balsam export --tag paper=1 --files '*' --ro-crate paper/
     """
     from ..campaigns import exports
 
@@ -69,8 +72,9 @@ def export(file: str, patterns: Sequence[str], force: bool, as_json: bool, chose
     db = local_database(there, "export")
     with progress_of(found.total) as progress:
         done = exports.export(
-            db, os.path.expanduser(file), found.where, patterns=patterns, conditions=str(chosen), force=force, progress=progress
-        )
+            db, os.path.expanduser(file), found.where, patterns=patterns, conditions=str(chosen), force=force,
+            is_crate=is_crate, progress=progress,
+        )  # fmt: skip
     for pattern in done.unmatched:
         warn(f"No file matches --files {output.one_line(pattern)}.")
     if done.secrets:

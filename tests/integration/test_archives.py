@@ -210,6 +210,58 @@ def test_a_shared_db_is_exported_from_a_copy(tmp_path: Path, db: Database, other
     assert content(other) == content(db)
 
 
+# --- RO-Crate ---------------------------------------------------------------------------------------------------------
+
+
+def crate_of(path: Path) -> Any:
+    """The crate as the package `rocrate` reads it, which refuses one without what RO-Crate requires."""
+    return pytest.importorskip("rocrate.rocrate").ROCrate(str(path))
+
+
+def test_an_export_is_a_workflow_run_crate(db: Database, other: Database, tmp_path: Path) -> None:
+    export(db, tmp_path / "c", patterns=["*"], is_crate=True)
+    crate = crate_of(tmp_path / "c")
+    assert {"https://w3id.org/ro/wfrun/process/0.5", "https://w3id.org/ro/wfrun/workflow/0.5"} <= {
+        one if isinstance(one, str) else one.id for one in crate.root_dataset["conformsTo"]
+    }
+    workflow = crate.mainEntity
+    assert workflow.id == "jobs.jsonl" and set(workflow.type) == {"File", "SoftwareSourceCode", "ComputationalWorkflow"}
+    whole, action = crate.root_dataset["mentions"] if isinstance(crate.root_dataset["mentions"], list) else [None, None]
+    assert whole["instrument"] == workflow and action["instrument"].type == "SoftwareApplication"
+    assert action["actionStatus"].endswith("CompletedActionStatus")
+    assert action["startTime"] == "1970-01-01T00:00:01.000+00:00" and action["endTime"] == "1970-01-01T00:00:03.000+00:00"
+    first = rows(db)[0]["workdir"]
+    assert {file.id for file in action["result"]} == {
+        f"files/{first}/{name}" for name in ("big.bin", "link.txt", "sub/result.txt")
+    }
+    # What RO-Crate requires of each entity: a type, and files that are there; each reference leads to an entity.
+    graph = json.loads((tmp_path / "c" / "ro-crate-metadata.json").read_text())["@graph"]
+    ids = [entity["@id"] for entity in graph]
+    assert len(set(ids)) == len(ids)
+    assert all((tmp_path / "c" / entity["@id"]).is_file() for entity in graph if "File" in entity["@type"])
+    named = [value["@id"] for entity in graph for one in entity.values() for value in (one if isinstance(one, list) else [one])
+             if isinstance(value, dict)]  # fmt: skip
+    assert {one for one in named if one not in ids} == {"https://w3id.org/ro/crate/1.1"}
+    assert "s3cret" not in json.dumps(graph)
+    assert imports.import_archive(other, str(tmp_path / "c")).merged.added.number == 4
+
+
+def test_the_metadata_of_very_many_jobs_stay_small(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from balsam_lite.campaigns import crate
+
+    monkeypatch.setattr(crate, "MAX_ACTIONS", 5)
+    monkeypatch.setattr(crate, "MAX_FILES", 3)
+    with db.write() as cx:
+        for attempt in range(2, 20):
+            cx.execute("INSERT INTO run (job, attempt, started, ended, return_code) VALUES (1, ?, 1000, 2000, 1)", (attempt,))
+    export(db, tmp_path / "c", patterns=["*"], is_crate=True)
+    found = crate_of(tmp_path / "c")
+    whole, *actions = found.root_dataset["mentions"]
+    assert sorted(action["name"].split()[0] for action in actions) == ["1", "18"]
+    assert not any(entity.id.startswith("files/") and entity.type == "File" for entity in found.get_entities())
+    assert {entity.id for entity in found.get_entities() if entity.type == "Dataset"} == {"./", "files/w/", "scripts/scripts/"}
+
+
 # --- damaged and malicious archives -----------------------------------------------------------------------------------
 
 

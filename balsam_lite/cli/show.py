@@ -163,9 +163,13 @@ def _relatives(label: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]
     if not counts:
         return
     total = sum(counts.values())
-    yield label, f"{total}: " + ", ".join(f"{counts[state]} {state}" for state in states.STATES if state in counts)
+    yield (
+        label,
+        f"{total}: " + ", ".join(f"{counts[state]} {state}" for state in (*states.STATES, "REMOVED") if state in counts),
+    )
     for one in found["some"]:
-        yield "", f"{output.cute_id(one['name'], one['job_id'])} {one['state']}"
+        of_site = f" {output.one_line(one['site'])}#{one['id']}" if "site" in one else ""
+        yield "", f"{output.cute_id(one['name'], one['job_id'])}{of_site} {one['state']}"
     if total > len(found["some"]):
         yield "", f"... and {total - len(found['some'])} more"
 

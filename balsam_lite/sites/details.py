@@ -12,6 +12,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import edits, queries, reasons, runs, select, text_forms
+from ..db.store import remote_parents
 from ..service.surroundings import surroundings
 from .explain import of_reason_of_job
 from .interface import Row
@@ -38,6 +39,12 @@ def read(db: Database, numbers: Sequence[int]) -> list[Row]:
             for key, kind in (("parent_jobs", "parent"), ("child_jobs", "child")):
                 counts, some = queries.relatives_by_state(cx, row["id"], kind, _MAX_RELATIVES)
                 row[key] = {"states": counts, "some": some}
+            for there in remote_parents.of_child(cx, row["id"]):
+                counts, some = row["parent_jobs"].values()
+                counts[there.state] = counts.get(there.state, 0) + 1
+                some.append({"id": there.number, "job_id": there.job_id, "name": there.name, "state": there.state})
+                some[-1]["site"] = there.site
+            del row["parent_jobs"]["some"][_MAX_RELATIVES:]
             row["attempts"] = [run.as_row() for run in runs.runs_of(cx, row["id"])]
             row["launchers"] = runs.launcher_records(cx, {run["launcher"] for run in row["attempts"]} - {None})
     for row in found:

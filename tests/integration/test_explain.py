@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from balsam_lite.db.query import queries, reasons
 from balsam_lite.db.query.catalogue import CATALOGUE
 from balsam_lite.db.query.demand import Scope
 from balsam_lite.db.query.takers import MpiRules, NodeKind, Taker
-from balsam_lite.db.store import batch_jobs, claims, insert, large_writes, leases, user_actions
+from balsam_lite.db.store import batch_jobs, claims, graph, insert, large_writes, leases, remote_parents, user_actions
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.db.store.transitions import Transition, apply
 from balsam_lite.schedulers import base, submission
@@ -593,6 +594,65 @@ def _(bench: Bench, _monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     assert bench.run() == 0
     assert main(["--db", bench.directory, "modify", f"#{number}", "args", "other"]) == 0
     return number, "args changed since attempt 1, and the next one has the new values"
+
+
+# --- parents at other sites
+
+
+def at_other_site(bench: Bench, site: str = "", **parent: Any) -> int:
+    """Add a job with a parent at the site `far`, of which that is known."""
+    child = job(bench, input_files="")
+    about = {"db_id": "f" * 32, "name": "far", "host": "", "path": "/nowhere", "balsam": "balsam"}
+    with bench.db.write() as cx:
+        number = remote_parents.add_site(cx, about)
+        row = {"id": 12, "job_id": str(uuid.uuid4()), "name": "there", "state": states.RUNNING}
+        (own,) = remote_parents.add_parents(cx, number, [row])
+        graph.add_dependency(cx, own, child, SystemClock.now_us())
+        if site:
+            cx.execute(f"UPDATE remote_site SET {site}")
+        values = {"state": states.RUNNING, "pending": None, **parent}
+        cx.execute("UPDATE remote_parent SET state = ?, pending = ?", (values["state"], values["pending"]))
+    return child
+
+
+@case("site-parent-failed")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    return at_other_site(bench, state=states.USER_KILLED), "its parent far#12 at another site is USER_KILLED"
+
+
+@case("files-not-copied")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    child = at_other_site(bench, state=states.JOB_FINISHED, pending="rsync: No space left")
+    return child, "files of its parent far#12 could not be copied: rsync: No space left"
+
+
+@case("site-unreachable")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    return at_other_site(bench, "error = 'No route to host'"), "far cannot be reached: No route to host; it has not answered"
+
+
+@case("site-unasked")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    return at_other_site(bench), "waits for far#12, and nothing runs here that asks the site far"
+
+
+@case("site-reports")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    return at_other_site(bench, "path = ''"), "the site far cannot be reached from here and reports it itself"
+
+
+@case("waits-for-site")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    child = at_other_site(bench, f"answered = {SystemClock.now_us() - 8_000_000}")
+    return child, "waits for far#12 at another site, RUNNING as of [89] s ago"
+
+
+@case("failed-with-site-parent")
+def _(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    child = at_other_site(bench, state=states.FAILED)
+    with bench.db.write() as cx:
+        graph.settle(cx, [child], SystemClock.now_us())
+    return child, "its parent far#12 at another site is FAILED"
 
 
 #: No reason of one job.

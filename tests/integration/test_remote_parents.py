@@ -461,3 +461,56 @@ def test_a_site_that_does_not_answer_keeps_jobs_from_being_added(here: Place, th
     shutil.rmtree(there.db.directory)
     with pytest.raises(BalsamError):
         dependencies.numbers_for(here.site, fanout.open_site(there.site.entry), [1])
+
+
+# --- why a job waits ----------------------------------------------------------------------------------------------------
+
+
+def why(place: Place, job: int) -> list[str]:
+    return [one["reason"] for one in place.site.explain({"id": job}, each=True)["jobs"][0]["reasons"]]
+
+
+def test_explain_names_the_parent_there_and_what_is_known_of_its_site(here: Place, there: Place) -> None:
+    parent = there.add()
+    child = child_of(here, there, parent)
+    label = f"there#{parent}"
+    assert why(here, child)[0] == f"waits for {label}, and nothing runs here that asks the site there; it has not answered yet"
+    here.exchange()
+    assert why(here, child)[0].startswith(f"waits for {label} at another site, CREATED as of ")
+    with here.db.write() as cx:
+        cx.execute("UPDATE remote_parent SET pending = 'rsync: no space', state = 'JOB_FINISHED'")
+    assert why(here, child)[0] == f"the files of its parent {label} could not be copied: rsync: no space"
+    with here.db.write() as cx:
+        cx.execute("UPDATE remote_parent SET pending = 'unconfirmed'")
+        cx.execute("UPDATE remote_site SET error = 'no route to host'")
+    assert why(here, child)[0].startswith(
+        f"waits for {label}, and the site there cannot be reached: no route to host; it last "
+    )
+    here.add(parents=[here.add()])
+    groups = {one["code"]: one["jobs"] for one in here.site.explain({"state": states.AWAITING_PARENTS})["groups"]}
+    assert groups == {"waits-for-parents": 1, "site-unreachable": 1}
+    with here.db.write() as cx:
+        cx.execute("UPDATE remote_site SET error = '', path = ''")
+    assert why(here, child)[0].startswith(
+        f"waits for {label}: the site there cannot be reached from here and reports it itself; it last "
+    )
+
+
+def test_explain_and_show_name_a_parent_there_that_failed(
+    here: Place, there: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = there.add()
+    child = child_of(here, there, parent)
+    there.set(parent, states.FAILED)
+    with here.db.write() as cx:
+        cx.execute("UPDATE remote_parent SET state = 'FAILED', pending = NULL")
+    assert why(here, child)[0] == f"its parent there#{parent} at another site is FAILED, and it needs that one"
+    here.exchange()
+    here.set(child, states.CREATED)
+    assert here.state(child) == states.FAILED
+    (found,) = here.site.explain({"id": child}, each=True)["jobs"][0]["reasons"]
+    assert found["reason"] == f"its parent there#{parent} at another site is FAILED"
+    assert f"balsam rerun --site there --id {parent}" in found["remedy"]
+    (row,) = here.site.details([child])
+    assert row["parent_jobs"]["states"] == {"FAILED": 1}
+    assert [(one["site"], one["id"]) for one in row["parent_jobs"]["some"]] == [("there", parent)]

@@ -27,6 +27,29 @@ CATALOGUE: dict[str, ReasonKind] = {
         "its parent {parent} is {state}, and it needs that one", "Run the parent again: `balsam rerun --id {parent_id}`."
     ),
     "waits-for-parents": ReasonKind("waits for {what}", "`balsam explain {parent_id}` tells more."),
+    "site-parent-failed": ReasonKind(
+        "its parent {parent} at another site is {state}, and it needs that one",
+        "Run the parent again: `balsam rerun --site {site} --id {number}`.",
+    ),
+    "files-not-copied": ReasonKind(
+        "the files of its parent {parent} could not be copied: {why}",
+        "Correct that, or `balsam modify {job} input_files ''`. The copy is tried again, and goes on where it was.",
+    ),
+    "site-unreachable": ReasonKind(
+        "waits for {parent}, and the site {site} cannot be reached: {why}; {heard}",
+        "Correct that: `balsam site ls` shows the sites. It is tried again at least every ten minutes.",
+    ),
+    "site-unasked": ReasonKind(
+        "waits for {parent}, and nothing runs here that asks the site {site}; {heard}",
+        "Start a service, here or there: `balsam service start`. A launcher asks, too.",
+    ),
+    "site-reports": ReasonKind(
+        "waits for {parent}: the site {site} cannot be reached from here and reports it itself; {heard}",
+        "If no service runs there, start one at the site {site}: `balsam service start`.",
+    ),
+    "waits-for-site": ReasonKind(
+        "waits for {parent} at another site, {state} as of {age}", "`balsam explain --site {site} --id {number}` tells more."
+    ),
     "large-write": ReasonKind(
         "waits for the end of a change of very many jobs",
         "Nothing: the command that changes them, a launcher or the service completes it.",
@@ -141,6 +164,10 @@ CATALOGUE: dict[str, ReasonKind] = {
     "unsettled": ReasonKind("has run, and waits for its postprocess script or stage-out", "Start a launcher, which does that."),
     # --- ended jobs
     "failed-with-parent": ReasonKind("{why}", "Correct that one, then `balsam rerun --id {job}`: its children follow."),
+    "failed-with-site-parent": ReasonKind(
+        "its parent {parent} at another site is {state}",
+        "Correct that one, then `balsam rerun --site {site} --id {number}`: its children follow.",
+    ),
     "failed-exit": ReasonKind("its program failed, {why}", "Correct the cause, then `balsam rerun --id {job}`."),
     "failed-signal": ReasonKind("its program was ended by {why}", "Correct the cause, then `balsam rerun --id {job}`."),
     "failed-memory": ReasonKind(

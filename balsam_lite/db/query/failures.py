@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ...core import causes, states
 from ...core.clock import format_us
+from ..store import remote_parents
 from . import queries, select
 from .catalogue import Group, Reason, make
 from .edits import edits
@@ -111,6 +112,12 @@ def _failed(cx: sqlite3.Connection, number: int, short_id: str) -> list[Reason]:
                 return [make(code, why=why, job=root.short_id), killed]
             own = [reason._replace(who=root.label) for reason in _failed(cx, root.number, root.short_id)]
             return [make(code, why=why, job=root.short_id), *own]
+        sql = "SELECT json_extract(data, '$.parent') FROM event WHERE job = ? ORDER BY id DESC LIMIT 1"
+        row = cx.execute(sql, (number,)).fetchone()
+        there = remote_parents.find(cx, row[0]) if row and (row[0] or 0) < 0 else None
+        if there is not None:
+            about = {"parent": there.label, "state": there.state, "site": there.site, "number": there.number}
+            return [make("failed-with-site-parent", **about)]
     run = cx.execute("SELECT nodes, cause FROM run WHERE job = ? ORDER BY attempt DESC LIMIT 1", (number,)).fetchone()
     if run and run[1] == _OUT_OF_MEMORY and code in ("failed-exit", "failed-signal"):
         code = "failed-memory"

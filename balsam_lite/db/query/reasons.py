@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ...core import field_specs, states
 from ...core.clock import SECOND_US, format_us, spoken
 from ..engine.schema import LARGE_WRITE_HOLD, SUSPECT_DEATHS, VISIBLE
-from ..store import claims, leases
+from ..store import claims, leases, remote_parents
 from ..store.claims import Shape
 from ..store.leases import Lease
 from ..store.suspects import describe
@@ -201,6 +201,8 @@ _SLICE = 5000
 #: Maximum number of jobs to look at, of those that launchers hold.
 _MAX_HELD = 1000
 _MINUTE_US = 60 * SECOND_US
+#: An answer of another site is recent for this long: its own service may report.
+_RECENT_US = _MINUTE_US
 
 
 def explain_jobs(
@@ -225,8 +227,29 @@ def explain_jobs(
             first, others, one = found.get(key, (reasons[0], 0, example))
             found[key] = (first, others + jobs, min(one, example))
     groups = [Group(*values) for values in found.values()] + _held_by_others(cx, condition, around)
+    groups = _of_unreachable_sites(cx, condition, around, groups)
     groups.sort(key=lambda group: -group.jobs)
     return groups + ([Group(make("unexamined"), unseen, None)] if unseen else [])
+
+
+def _of_unreachable_sites(
+    cx: sqlite3.Connection, condition: Term | None, around: Surroundings, groups: list[Group]
+) -> list[Group]:
+    """Return the groups, with the jobs apart that wait for parents at sites that cannot be reached."""
+    found = []
+    for site in remote_parents.unreachable(cx):
+        within, parameters = (VISIBLE, ()) if condition is None else (condition.sql, tuple(condition.parameters))
+        sql = f"""SELECT count(*), min(job.id) FROM job WHERE job.id IN ({remote_parents.CHILDREN_OF_SITE})
+            AND job.state = '{states.AWAITING_PARENTS}' AND {within}"""
+        jobs, example = execute(cx, sql, (site, *parameters)).fetchone()
+        there = [one for one in remote_parents.of_child(cx, example) if one.error] if jobs else []
+        if there:
+            found.append(Group(_Waiting(cx, around)._of_parent_there(there[0], "JOB"), jobs, example))
+    if not found:
+        return groups
+    apart = sum(group.jobs for group in found)
+    rest = [group._replace(jobs=group.jobs - apart) if group.reason.code == "waits-for-parents" else group for group in groups]
+    return [*(group for group in rest if group.jobs > 0), *found]
 
 
 class _Kind(NamedTuple):
@@ -388,6 +411,9 @@ class _Waiting:
     def _of_parents(self, job: Mapping[str, Any]) -> list[Reason]:
         if not self._is_one:
             return [make("waits-for-parents", what="its parents", parent_id="JOB")]
+        return self._of_parents_here(job) + self._of_parents_there(job)
+
+    def _of_parents_here(self, job: Mapping[str, Any]) -> list[Reason]:
         parents = parents_of(self._cx, job["id"])
         lost = [one for one in parents if one.state in (states.FAILED, states.USER_KILLED)]
         if lost and job["run_when"] == "all_finished":
@@ -401,6 +427,34 @@ class _Waiting:
         root_words = f"; the first one in turn waits for {root.label} {root.state}" if root != open_[0] else ""
         what = f"{len(open_)} of its {len(parents)} parent(s): {listed}{root_words}"
         return [make("waits-for-parents", what=what, parent_id=root.short_id)]
+
+    def _of_parents_there(self, job: Mapping[str, Any]) -> list[Reason]:
+        parents = remote_parents.of_child(self._cx, job["id"])
+        lost = [one for one in parents if one.end and one.end != states.JOB_FINISHED]
+        if lost and job["run_when"] == "all_finished":
+            one = lost[0]
+            return [make("site-parent-failed", parent=one.label, state=one.state, site=one.site, number=one.number)]
+        ended = remote_parents.ENDS if job["run_when"] == "all_ended" else (states.JOB_FINISHED,)
+        found: dict[str, Reason] = {}  # one for each site
+        for one in parents:
+            if one.end not in ended:
+                found.setdefault(one.site, self._of_parent_there(one, job["job_id"][: queries.SHORT_ID]))
+        return list(found.values())
+
+    def _of_parent_there(self, one: remote_parents.ParentThere, short_id: str) -> Reason:
+        now_us = self._around.now_us
+        age = f"{spoken(max(0, now_us - one.answered) / SECOND_US)} ago"
+        heard = f"it last answered {age}" if one.answered else "it has not answered yet"
+        about = {"parent": one.label, "site": one.site, "number": one.number, "heard": heard}
+        if one.trouble:
+            return make("files-not-copied", why=one.trouble, job=short_id, **about)
+        if one.error:
+            return make("site-unreachable", why=one.error, **about)
+        if not one.path:
+            return make("site-reports", **about)
+        if not self._around.launchers and self._around.service is None and now_us - one.answered > _RECENT_US:
+            return make("site-unasked", **about)
+        return make("waits-for-site", state=one.state, age=age if one.answered else "its addition", **about)
 
     def _of_job(self, job: Mapping[str, Any]) -> list[Reason]:
         found, start_after, number = [], job["start_after"], job["id"] if self._is_one else "JOB"

@@ -314,6 +314,11 @@ class ParentThere(NamedTuple):
         return f"{self.site}#{self.number}"
 
     @property
+    def trouble(self) -> str:
+        """Why its files could not be copied; "" if nothing is known against that."""
+        return self.pending if self.pending and self.pending not in (UNCONFIRMED, HELD, TO_COPY) else ""
+
+    @property
     def end(self) -> str:
         """The state that counts for its children; "" while it has not ended for them."""
         return _end(self.state, self.pending)
@@ -321,6 +326,16 @@ class ParentThere(NamedTuple):
 
 _THERE = """SELECT number, job_id, remote_parent.name, state, pending, remote_site.name, path, answered, error
     FROM remote_parent JOIN remote_site ON remote_site.id = remote_parent.site"""
+
+
+#: The jobs that wait for parents at a site.
+CHILDREN_OF_SITE = """SELECT dependency.child FROM remote_parent INDEXED BY remote_parent_followed
+    JOIN dependency ON dependency.parent = -remote_parent.id WHERE remote_parent.site = ? AND is_followed = 1"""
+
+
+def unreachable(cx: sqlite3.Connection) -> list[int]:
+    """Return the sites that did not answer when they were asked last."""
+    return [row[0] for row in cx.execute("SELECT id FROM remote_site WHERE error <> ''")]
 
 
 def of_child(cx: sqlite3.Connection, child: int) -> list[ParentThere]:

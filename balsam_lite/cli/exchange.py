@@ -18,7 +18,7 @@ from .selection import ChosenJobs, Selection, dry_run_option, selection_options
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
-    from ..db.store.merge import Merged
+    from ..db.store.merge import Merged, MergeOptions
     from ..sites.interface import SiteInterface
 
 _TABLES = {"jobs": "job", "apps": "application", "events": "event", "runs": "run", "edits": "edit", "files": "file"}
@@ -116,15 +116,23 @@ def _size_of(path: str) -> int:
 @option("--keep-apps", is_flag=True, help="Use applications of this DB that differ from those in the archive.")
 @option("--rename-apps", is_flag=True, help="Add such applications from the archive with another name.")
 @option("--files-to", metavar="DIR", default="", help="Put the jobs' files below DIR, which becomes their directory.")
+@option("--from", "kind", cls=LaterOption, metavar="KIND", help="What wrote the file: balsam03 or joblog. [default: export]")
+@option("--directory", metavar="DIR", default="", help="With --from: directory of the old DB, or in which commands ran.")
+@option("--timezone", metavar="ZONE", default="", help="With --from balsam03: zone of its times. [default: UTC]")
+@option("--copy-files", is_flag=True, help="With --from balsam03: copy the jobs' directories; else they stay where they are.")
 @option("--env", "environ", multiple=True, metavar="VAR=VALUE", help="Value of a variable that the export left out.")
 @option("--json", "as_json", is_flag=True, help="Print what was imported as a JSON object.")
 @dry_run_option
 @long_site_option
 def import_jobs(
     *, file: str, workflow: str, new_ids: bool, runnable: bool, keep_apps: bool, rename_apps: bool, files_to: str,
-    environ: Sequence[str], as_json: bool, dry_run: bool, site: str,
+    environ: Sequence[str], as_json: bool, dry_run: bool, site: str, **of_source: Any,
 ) -> None:  # fmt: skip
     """Add the jobs of an archive that `balsam export` wrote, with their applications, history and files.
+
+    With --from it adds what another program has kept of its jobs: balsam03 is a DB of Balsam 0.3 (its directory, while its
+    server runs; a postgresql:// URL; an SQLite file; or the JSON of Django's dumpdata), joblog the file of GNU parallel's
+    --joblog.
 
     All of them or none, while launchers work. Jobs that are here already, by their id, are skipped. Jobs that have not ended
     arrive as USER_KILLED, so that nothing starts by itself: `balsam rerun` lets them run. `balsam show` names where a job
@@ -135,6 +143,8 @@ def import_jobs(
         balsam import campaign.tar.gz --dry-run
         balsam import scan.tar.zst --into-workflow scan-2025
         balsam import scan.tar.zst --runnable --env HF_TOKEN="$HF_TOKEN"
+        balsam import --from balsam03 ~/old-db --dry-run
+        balsam import --from joblog log.tsv --into-workflow sims
     """
     from ..campaigns import imports
     from ..db.store.merge import MergeOptions
@@ -146,6 +156,9 @@ def import_jobs(
     folder = os.path.abspath(os.path.expanduser(files_to)) if files_to else ""
     options = MergeOptions(new_ids, workflow, runnable, policy, folder, dry_run)
     path = os.path.expanduser(file)
+    if _is_of_source(of_source, environ):
+        _import_source(db, path, of_source, options, as_json)
+        return
     done = imports.import_archive(db, path, options, environ=pairs(environ, "--env"), progress_of=progress_of)
     if done.missing_environ and done.merged.added.number:
         named = _counted(done.missing_environ)
@@ -156,6 +169,29 @@ def import_jobs(
         return
     source = f"{output.one_line(file)}, written {display.moment(done.written_us)[:-4]}"
     tell_merged(done.merged, f"{source} on {output.one_line(done.manifest['host'])}", dry_run, done.files)
+
+
+def _is_of_source(given: Mapping[str, Any], environ: Sequence[str]) -> bool:
+    """Return whether the file is that of another program. Raises UsageError: options do not fit together."""
+    named = [f"--{name.replace('_', '-')}" for name in ("directory", "timezone", "copy_files") if given[name]]
+    if given["kind"] and environ:
+        raise click.UsageError("--env gives values that `balsam export` left out; it does not go with --from.")
+    if named and not given["kind"]:
+        raise click.UsageError(f"{named[0]} goes with --from KIND.")
+    return bool(given["kind"])
+
+
+def _import_source(db: Database, path: str, given: Mapping[str, Any], options: MergeOptions, as_json: bool) -> None:
+    from ..campaigns.importers import sources
+    from ..campaigns.importers.source_content import SourceOptions, zone_of
+
+    zone = zone_of(given["timezone"])
+    source = SourceOptions(os.path.expanduser(given["directory"]), "", zone, given["copy_files"])
+    merged = sources.import_source(db, given["kind"], path, source, options, progress_of)
+    if as_json:
+        output.write_json((merged_object(merged),), sys.stdout)
+    else:
+        tell_merged(merged, output.one_line(path), options.dry_run)
 
 
 def merged_object(merged: Merged) -> dict[str, Any]:

@@ -323,3 +323,57 @@ def test_the_host_of_a_joblog_is_the_node_of_the_run(db, tmp_path):
     (tmp_path / "log").write_text(HEADER + "1\tme@node7\t1796074984.877\t2.5\t0\t5\t0\t0\ttrue\n" + HEADER)
     imported(db, "joblog", tmp_path / "log")
     assert rows(db, "SELECT nodes, started, ended FROM run") == [("me@node7", 1796074984877000, 1796074987377000)]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_balsam_import_tells_what_it_would_import_and_then_does(db, balsam):
+    words = ("import", "--from", "balsam03", str(DUMP))
+    code, out, err = balsam(*words, "--dry-run")
+    assert code == 0
+    assert out == f"Would import 11 jobs from {DUMP}.\nNothing was changed.\n"
+    assert "3 CREATED, 1 RUNNING" in err
+    assert rows(db, "SELECT count(*) FROM job") == [(0,)]
+    code, out, err = balsam(*words, "--into-workflow", "all", "--runnable")
+    assert out == f"Imported 11 jobs from {DUMP} as #1 to #11.\n"
+    assert rows(db, "SELECT DISTINCT workflow FROM job") == [("all",)]
+    assert rows(db, "SELECT state FROM job WHERE name = 'running'") == [("RESTART_READY",)]
+    assert f"Imported      {'2'}" in balsam("show", "broken")[1]
+    assert balsam("import", "--from", "joblog", str(JOBLOG), "--json")[1].startswith('[\n{"jobs": 8, ')
+
+
+def test_files_are_copied_if_asked_all_or_none(db, balsam, tmp_path):
+    old = tmp_path / "old"
+    for name in ("my_fit_ac9247b5", "child_ad825898"):
+        (old / "data" / "fits" / name / "deep").mkdir(parents=True)
+        (old / "data" / "fits" / name / "deep" / "x").write_text(name)
+    (old / "data" / "fits" / "child_ad825898" / "link").symlink_to("deep/x")
+    words = ("import", "--from", "balsam03", str(DUMP), "--directory", str(old), "--copy-files")
+    (tmp_path / "db" / "data" / "fits" / "child_ad825898").mkdir(parents=True)
+    code, _, err = balsam(*words)
+    assert code == 2
+    assert "The files of the jobs cannot be copied; nothing was added" in err
+    assert rows(db, "SELECT count(*) FROM job") == [(0,)]
+    assert [path.name for path in (tmp_path / "db" / "data" / "fits").iterdir()] == ["child_ad825898"]
+    (tmp_path / "db" / "data" / "fits" / "child_ad825898").rmdir()
+    assert balsam(*words)[0] == 0
+    assert (tmp_path / "db" / "data" / "fits" / "my_fit_ac9247b5" / "deep" / "x").read_text() == "my_fit_ac9247b5"
+    assert (tmp_path / "db" / "data" / "fits" / "child_ad825898" / "link").readlink() == Path("deep/x")
+    assert rows(db, "SELECT user_workdir, workdir FROM job WHERE name = 'child'") == [("", "fits/child_ad825898")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "balsam3", "x"], "There is no kind of source 'balsam3'. Did you mean 'balsam03'?"),
+        (["--timezone", "UTC", "x"], "--timezone goes with --from KIND."),
+        (["--copy-files", "x"], "--copy-files goes with --from KIND."),
+        (["--from", "joblog", "--env", "A=b", "x"], "it does not go with --from"),
+        (["--from", "balsam03", "--timezone", "Mars", "x"], "There is no time zone 'Mars'."),
+    ],
+)
+def test_words_that_do_not_fit_are_refused(balsam, words, said):
+    code, _, err = balsam("import", *words)
+    assert code == 2
+    assert said in err

@@ -83,7 +83,7 @@ def read(path: str, options: SourceOptions) -> SourceContent:
     numbers = {_uuid(row["job_id"]).int: number for number, row in enumerate(rows(_JOBS), 1)}
     apps = [_app(row) for row in rows(_APPS)]
     jobs = _Jobs(rows, numbers, directory, options)
-    return SourceContent(jobs, apps, origin_of("balsam03", path, directory, host))
+    return SourceContent(jobs, apps, origin_of("balsam03", path, directory, host), len(numbers))
 
 
 # --- where the rows come from -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ...core import causes, states
@@ -42,15 +42,15 @@ class JoblogLine(NamedTuple):
 def read(path: str, options: SourceOptions) -> SourceContent:
     """Return the content of a joblog. Its jobs run in `options.directory`, by default the current one."""
     directory = os.path.abspath(options.directory or os.curdir)
-    origin = origin_of("joblog", path, directory)
-    return SourceContent(_jobs(path, directory, options.workflow or "joblog"), [COMMANDS_APP], origin)
-
-
-def _jobs(path: str, directory: str, workflow: str) -> Iterator[ForeignJob]:
-    found: dict[tuple[int, str], list[JoblogLine]] = {}
+    attempts: dict[tuple[int, str], list[JoblogLine]] = {}
     for line in _lines(path):
-        found.setdefault((line.number, line.command), []).append(line)
-    for number, attempts in enumerate(sorted(found.values(), key=lambda one: one[0].started_us), 1):
+        attempts.setdefault((line.number, line.command), []).append(line)
+    jobs = _jobs(attempts.values(), directory, options.workflow or "joblog")
+    return SourceContent(jobs, [COMMANDS_APP], origin_of("joblog", path, directory), len(attempts))
+
+
+def _jobs(found: Iterable[list[JoblogLine]], directory: str, workflow: str) -> Iterator[ForeignJob]:
+    for number, attempts in enumerate(sorted(found, key=lambda one: one[0].started_us), 1):
         yield _job(number, sorted(attempts, key=lambda one: one.started_us), directory, workflow)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any, NamedTuple
 
+from ...core.errors import InvalidSpec
 from ...db.store.merge import ForeignJob, Origin
 
 
@@ -25,6 +26,21 @@ class SourceContent(NamedTuple):
     jobs: Iterable[ForeignJob]
     apps: Sequence[Mapping[str, Any]]
     origin: Origin
+    total: int  # jobs, or a little more
+
+
+def zone_of(name: str) -> tzinfo | None:
+    """Return a time zone by its name; None for "". Raises InvalidSpec: there is none."""
+    if not name:
+        return None
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise InvalidSpec(
+            f"There is no time zone {name!r}.", hint="For example UTC, Europe/Berlin or America/Chicago."
+        ) from None
 
 
 def origin_of(kind: str, path: str, directory: str = "", host: str = "") -> Origin:

@@ -33,11 +33,6 @@ class _Target(NamedTuple):
     key: str = ""  # of a field that is an object
 
 
-def _are_both(one: _Target, other: _Target) -> bool:
-    """Return whether two columns give the same, or one of them a part of the other."""
-    return one.field == other.field and (one.key == other.key or not (one.key and other.key))
-
-
 def _target(name: str, parameters: Collection[str]) -> _Target | None:
     """Return where the column `name` goes; None: nowhere."""
     field = field_specs.OUR_NAMES.get(name, name)
@@ -61,22 +56,37 @@ class FileRows:
         self._defaults = {**defaults, **{name: _object_of(defaults[name]) for name in _OBJECTS if name in defaults}}
         self._stem = defaults.get("name") or _stem(source.name)
         self._targets: dict[str, _Target] = {}
-        self._row: Row = {}
-        self._gives_names = False
-        self._has_overlaps = False  # two columns, not of the same row, give the same
+        self._row: Row = {}  # of a job for which no column gives anything
+        self._plans: dict[tuple[str, ...], list[_Step]] = {}
         if isinstance(source, readers.CsvTable):
-            for name in source.columns:
-                self._add_column(name)
+            self._plan(tuple(source.columns))
 
     def __iter__(self) -> Iterator[Row]:
-        columns = getattr(self._source, "columns", ())
-        for number, given in enumerate(self._source, 1):
-            if isinstance(given, dict):
-                yield self._made(number, given, given.items())
-            else:
-                yield self._made(number, columns, zip(columns, given))
+        if isinstance(self._source, readers.CsvTable):
+            columns = tuple(self._source.columns)
+            for number, cells in enumerate(self._source, 1):
+                yield self._made(number, columns, cells)
+        else:
+            for number, given in enumerate(self._source, 1):
+                yield self._made(number, tuple(given), given.values())
 
-    def _add_column(self, name: str) -> _Target:
+    def _plan(self, columns: tuple[str, ...]) -> list[_Step]:
+        """Return what to do with the values of rows that have these columns."""
+        for name in columns:
+            if name not in self._targets:
+                self._add_column(name)
+        targets = [self._targets[name] for name in columns]
+        for place, target in enumerate(targets):
+            for other in targets[:place]:
+                if target.field == other.field and (target.key == other.key or not (target.key and other.key)):
+                    how = "twice, under two names" if target == other else "as a whole and by its keys"
+                    raise self._source.fail(f"{target.field} is given {how}", self._place(columns[place]))
+        if len(self._plans) > _MAX_PLANS:
+            self._plans.clear()
+        plan = self._plans[columns] = [_Step(*target, _conversion(*target)) for target in targets]
+        return plan
+
+    def _add_column(self, name: str) -> None:
         place = self._place(name)
         target = _target(name, self._parameters)
         if target is None:
@@ -89,72 +99,61 @@ class FileRows:
         if field is not None and not field.settable and target.field not in _OTHERS:
             raise self._source.fail(f"{name} is kept by balsam_lite and cannot be set", place)
         self._targets[name] = target
-        if any(_are_both(target, one) for other, one in self._targets.items() if other != name):
-            self._has_overlaps = True
-            if place:
-                self._refuse_overlap(self._targets)
-        self._gives_names = self._gives_names or target.field == "name"
-        # Fields that no row before had are added to all rows from now on, with their defaults.
-        if target.field not in self._row:
-            default = field_specs.JOB_FIELD[target.field].default if target.field in field_specs.JOB_FIELD else None
-            default = {} if target.field in _OBJECTS else default
-            self._defaults.setdefault(target.field, [] if target.field == "parents" else default)
+        # Rows without this column have the default, so that all rows have the same fields.
+        default = {} if target.field in _OBJECTS else [] if target.field == "parents" else field.default if field else None
+        self._defaults.setdefault(target.field, default)
         self._row = {name: value for name, value in self._defaults.items() if name != "workdir" or value}
-        return target
-
-    def _refuse_overlap(self, names: Iterable[str]) -> None:
-        """Raise InvalidSpec if two of these columns give the same."""
-        seen: list[_Target] = []
-        for name in names:
-            target = self._targets[name]
-            for one in seen:
-                if _are_both(target, one):
-                    how = "twice, under two names" if target == one else "as a whole and by its keys"
-                    raise self._source.fail(f"{target.field} is given {how}", self._place(name))
-            seen.append(target)
+        if "workflow" not in self._targets and not self._row.get("workflow"):
+            self._row["workflow"] = _stem(self._source.name)
 
     def _place(self, name: str) -> int:
         columns = getattr(self._source, "columns", ())
         return columns.index(name) + 1 if name in columns else 0
 
-    def _made(self, number: int, given: Iterable[str], pairs: Iterable[tuple[str, Any]]) -> Row:
-        row = {**self._row}
+    def _made(self, number: int, columns: tuple[str, ...], values: Iterable[Any]) -> Row:
+        plan = self._plans.get(columns) or self._plan(columns)
+        row = {**self._row, "name": f"{self._stem}-{number}"}
         copied: set[str] = set()
-        for name, value in pairs:
-            field, key = self._targets.get(name) or self._add_and_extend(name, row)
+        for place, (value, (field, key, convert)) in enumerate(zip(values, plan)):
             if value == "" or value is None:
                 continue
+            if convert is not None:
+                try:
+                    value = convert(value)
+                except ValueError as exc:
+                    name = columns[place]
+                    raise self._source.fail(f"{name}: {exc}", self._place(name)) from None
             if not key:
-                row[field] = self._whole(field, value, name)
+                row[field] = value
                 continue
             if field not in copied:
                 copied.add(field)
                 row[field] = {**row[field]}
-            row[field][key] = sweep.as_value(value) if field in _WITH_NUMBERS else value
-        if self._has_overlaps:
-            self._refuse_overlap(given)
-        if not self._gives_names or row.get("name") == "":
-            row["name"] = f"{self._stem}-{number}"
-        if not row.get("workflow") and "workflow" not in self._targets:
-            row["workflow"] = self._defaults.get("workflow") or _stem(self._source.name)
+            row[field][key] = value
         return row
 
-    def _add_and_extend(self, name: str, row: Row) -> _Target:
-        """Add a column that no JSON line before had, also to the present row."""
-        target = self._add_column(name)
-        if target.field in self._row:
-            row.setdefault(target.field, self._row[target.field])
-        return target
 
-    def _whole(self, field: str, value: Any, name: str) -> Any:
-        try:
-            if field in _OBJECTS:
-                return _object_of(value) if field != "environ_vars" else value
-            if field == "allow_shared_workdir":
-                return bool(field_specs.checked(_FLAG, value))
-            return _parents(value) if field == "parents" else value
-        except ValueError as exc:
-            raise self._source.fail(f"{name}: {exc}", self._place(name)) from None
+class _Step(NamedTuple):
+    """What to do with a value of a column: where it goes, and the function that converts it."""
+
+    field: str
+    key: str
+    convert: Callable[[Any], Any] | None
+
+
+#: Combinations of columns of JSON lines whose plans are kept.
+_MAX_PLANS = 1000
+
+
+def _conversion(field: str, key: str) -> Callable[[Any], Any] | None:
+    """Return the function that converts values for a field, or for a key of it; it raises ValueError."""
+    if key:
+        return sweep.as_value if field in _WITH_NUMBERS else None
+    if field == "allow_shared_workdir":
+        return lambda value: bool(field_specs.checked(_FLAG, value))
+    if field == "parents":
+        return _parents
+    return _object_of if field in _OBJECTS and field != "environ_vars" else None
 
 
 def _object_of(value: Any) -> Any:
@@ -223,7 +222,7 @@ class SweepRows:
         names = [one.name for one in of.variables]
         self._replaced = sweep.replacer(names)
         objects = {name: _object_of(defaults[name]) for name in _OBJECTS if name in defaults}
-        self._defaults: Row = {"parameters": {}, "data": {}, **defaults, **objects}
+        self._defaults: Row = {"parameters": {}, **defaults, **objects}
         texts = {name for name, value in self._defaults.items() if self._replaced(value, dict.fromkeys(names, "")) != value}
         self._texts = sorted(texts)
         self.is_in_name = "name" in texts
@@ -247,14 +246,32 @@ class SweepRows:
             row[name] = self._replaced(row[name], values)
         if not self.is_in_name and row.get("name"):
             row["name"] = sweep.name_of(row["name"], values)
-        row["parameters"] = {**row["parameters"], **{name: sweep.as_value(values[name]) for name in self._as_parameters}}
+        if self._as_parameters:
+            row["parameters"] = {**row["parameters"], **{name: sweep.as_value(values[name]) for name in self._as_parameters}}
         if self._as_data:
-            row["data"] = {**row["data"], SWEPT_ELSEWHERE: {name: sweep.as_value(values[name]) for name in self._as_data}}
+            row["data"] = {
+                **row.get("data", {}),
+                SWEPT_ELSEWHERE: {name: sweep.as_value(values[name]) for name in self._as_data},
+            }
         return row
 
 
 #: What gives the rows of jobs.
 Source = Union[FileRows, CommandRows, SweepRows, Sequence[Row]]
+
+
+def of_options(fields: Mapping[str, Any]) -> Row:
+    """Return the fields of all jobs of a campaign but for those with their defaults, which would be checked for each job."""
+    found = {}
+    for name, value in fields.items():
+        field = field_specs.JOB_FIELD.get(name)
+        is_default = (
+            not value if field is None or name in _OBJECTS else field.kind == "flag" and bool(value) == bool(field.default)
+        )
+        if not is_default:
+            found[name] = value
+    return found
+
 
 # --- unique keys ------------------------------------------------------------------------------------------------------
 
@@ -281,23 +298,37 @@ def key_maker(by: str) -> Callable[[Mapping[str, Any]], str]:
     'workflow+name:["scan","run1"]'
     """
     fields = [field_specs.JOB_FIELD[name] for name in UNIQUE_BY[by]]
+    #: The last value of each field, and its canonical form: in most fields the same object in all rows.
+    last: dict[str, tuple[Any, Any]] = {}
+
+    def canonical(field: field_specs.Field, given: Any) -> Any:
+        """Return a value as it is hashed; None: it is the default."""
+        stored = field_specs.checked(field, given)
+        if stored == field.default:
+            return None
+        return json.loads(stored) if field.kind in field_specs.JSON_KINDS else stored
 
     def key(row: Mapping[str, Any]) -> str:
         values = {}
         for field in fields:
-            value = row.get(field.name, field.default)
-            value = field_specs.checked(field, value)
-            if value != field.default:
-                values[field.name] = json.loads(value) if field.kind in field_specs.JSON_KINDS else value
+            name, default = field.name, field.default
+            given = row.get(name, default)
+            known = last.get(name)
+            if known is None or known[0] is not given or isinstance(given, dict):
+                known = last[name] = (given, canonical(field, given))
+            if known[1] is not None:
+                values[name] = known[1]
         if by in _LEGIBLE:
             listed = [values.get(field.name, "") for field in fields]
             text = listed[0] if len(listed) == 1 else json.dumps(listed, ensure_ascii=False, separators=(",", ":"))
             if len(text) <= _MAX_LEGIBLE:
                 return f"{by}:{text}"
-        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        return f"{by}:{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+        return f"{by}:{hashlib.sha256(_as_json(values).encode()).hexdigest()[:32]}"
 
     return key
+
+
+_as_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def with_keys(rows: Source, by: str) -> Iterator[Row]:

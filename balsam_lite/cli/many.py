@@ -49,6 +49,7 @@ def add(target: SiteInterface, options: Mapping[str, Any], fields: Row, app: Row
         raise click.UsageError(
             "The jobs are read from stdin, so there is no terminal to confirm them: give --yes or --dry-run."
         )
+    fields = job_rows.of_options(fields)
     with ExitStack() as stack:
         reader: readers.RowReader | None = None
         if options["commands"] is not None:

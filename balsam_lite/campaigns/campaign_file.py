@@ -369,7 +369,13 @@ class _FileReader:
                     rest = {field: value for field, value in fields.items() if field not in ("name", "workflow")}
                     if "workflow" in group.variables:
                         rest["workflow"] = fields["workflow"]
-                    key = _key(rest.get("unique_key") or name or rest)
+                    # Without defaults: another row's column, and one that is added later, leave the key as it is.
+                    distinct = {
+                        one: value
+                        for one, value in rest.items()
+                        if value not in ([], getattr(JOB_FIELD.get(one), "default", None))
+                    }
+                    key = _key(rest.get("unique_key") or name or distinct)
                     rest.pop("unique_key", None)
                     given = {**rest, "name": name or f"{group.name}-{number}"}
                     yield Row({**dict.fromkeys(group.variables, ""), **_texts_of(given)}, given, key, where)

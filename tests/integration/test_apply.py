@@ -233,7 +233,7 @@ def test_jobs_come_from_tables_json_lines_and_command_lines(apply, tmp_path):
     assert found[:3] == [
         ("rows-1", "tab/rows/T=100,P=1,tags.kind=a,num_nodes=2", "", '{"all": "yes", "kind": "a"}', '{"T": 100, "P": 1}', 2,
          "at 100 and a", "sim"),
-        ("rows-2", "tab/rows/T=200,P=1,tags.kind=b,c,num_nodes=1", "", '{"all": "yes", "kind": "b,c"}', '{"T": 200, "P": 1}', 1,
+        ("rows-2", "tab/rows/T=200,P=1,tags.kind=b,c", "", '{"all": "yes", "kind": "b,c"}', '{"T": 200, "P": 1}', 1,
          "at 200 and b,c", "sim"),
         ("rows-3", "tab/rows/T=200,P=2,num_nodes=3", "", '{"all": "yes"}', '{"T": 200, "P": 2}', 3, "at 200 and ", "sim"),
     ]  # fmt: skip
@@ -241,6 +241,9 @@ def test_jobs_come_from_tables_json_lines_and_command_lines(apply, tmp_path):
     assert found[10] == ("more-2", "tab/more/echo 'b c'", "'echo '\"'\"'b c'\"'\"''", "{}", "{}", 2, "", "commands")
     assert rows(tmp_path, "SELECT child, parent FROM dependency WHERE child < 6 ORDER BY 1, 2") == [(4, 1), (5, 2), (5, 3)]
     assert "Added 0 jobs, 0 applications, 0 dependencies" in apply(TABLES)[1]
+    lines = TABLE.splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([f"{lines[0]},priority", *(f"{line}," for line in lines[1:])]))
+    assert "Added 0 jobs, 0 applications, 0 dependencies" in apply(TABLES)[1]  # a column that these rows leave empty
 
 
 @pytest.mark.usefixtures("tables")

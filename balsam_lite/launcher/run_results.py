@@ -20,7 +20,7 @@ from ..pyapps import result_file, run_call
 from ..schedulers.hostlist import fold
 from .exec import invocation
 from .exec.invocation import BUSY, NODE, REFUSED, Context, Invocation, StartFailure
-from .exec.spawn_helper import ABANDONED, BY_ITSELF
+from .exec.program import ABANDONED, BY_ITSELF
 from .exec.spawner import Ended, Leftover, Lost, Started
 from .exec.trouble import Machine
 from .exec.usage import OomKills
@@ -118,7 +118,8 @@ class ResultReader:
         is_own = run.ended.end == BY_ITSELF and not run.stop_result
         cause = runs.OUT_OF_MEMORY if is_own and code in _KILLED_CODES and self._oom_kills.take() else ""
         message, trouble = self._message(run, code), None
-        if result == states.RUN_DONE and run.told_us is None and _lacks_result(run.made.result_path):
+        has_outcome = run.ended.outcome is not None
+        if result == states.RUN_DONE and run.told_us is None and not has_outcome and _lacks_result(run.made.result_path):
             result, message = states.RUN_ERROR, _NO_RESULT
         if result == states.RUN_ERROR and not run.stop_result:
             reason = self._machine.why_data_fails()
@@ -146,6 +147,8 @@ class ResultReader:
     def _outcome(self, run: LiveRun) -> bytes | str:
         """Return the outcome of a call, or the path of its file below `data/`; b"" if it has left none."""
         path = run.made.result_path
+        if isinstance(run.ended, Ended) and run.ended.outcome:
+            return run.ended.outcome
         content = result_file.read_small(path, run.claim.job_id, run.claim.attempt, run_call.MAX_INLINE_BYTES)
         return os.path.relpath(path, self._context.data_directory) if content is None else content
 

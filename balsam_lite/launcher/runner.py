@@ -21,7 +21,7 @@ from ..db.store.runs import ProgramStart, RunResult
 from .exec import hardware, invocation, run_file
 from .exec.hardware import CpuSet
 from .exec.invocation import Invocation
-from .exec.spawn_helper import BY_ITSELF, Request
+from .exec.program import BY_ITSELF, Request
 from .exec.spawner import Ended, FailedStart, Leftover, Lost, Spawner, Started, Withdrawn
 from .exec.trouble import Machine
 from .failpoints import failpoint
@@ -156,7 +156,7 @@ class LocalRunner(Runner):
         self._most_left = _MAX_LEFT  # more are looked through for what still lives
         self._orphans: list[Process] = []  # what dead spawn helpers had adopted, now children of this process
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
-        self._lanes: dict[Shape, int] = {}
+        self._lanes: dict[tuple[Shape, bytes | None], int] = {}
         self._machine = Machine(context.data_directory)
         self._results = ResultReader(context, clock, tail_lines, self._machine)
         self._made: dict[int, Invocation] = {}  # by job, until it has ended
@@ -254,6 +254,7 @@ class LocalRunner(Runner):
 
     def _request(self, claim: Claim, place: Placement) -> Request:
         made = self._made[claim.job] = invocation.make_invocation(claim, place, self._context)
+        call = invocation.call_request(claim, made, self._context)
         program = invocation.find_program(made.argv[0], made.environ, made.directory, self._context)
         trouble = self._machine.data_trouble()
         if trouble:
@@ -269,7 +270,8 @@ class LocalRunner(Runner):
             renew=(claim.job_id, claim.attempt, made.is_generated),
             prepare=invocation.preparation(claim, made, self._context),
             cpus=self._pin(claim, place),
-            lane=self._lanes.setdefault(claim.shape, len(self._lanes) + 1),
+            lane=self._lanes.setdefault((claim.shape, call and call.kind), len(self._lanes) + 1),
+            call=call and tuple(call),
         )
 
     def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
@@ -359,6 +361,9 @@ class LocalRunner(Runner):
         successor = None if ended.successor is None else self._runs.get(ended.successor)
         if successor is not None and successor.place is None:
             successor.place, run.is_replaced = run.place, True
+        elif successor is None and ended.successor in self._queue and run.place is not None:  # a call, not begun yet
+            self._starting[ended.successor] = self._taken_out(ended.successor)[0], run.place
+            run.is_replaced = True
         # Its helper may reap it before it reads that it is to be told, but after a process in another session was signalled.
         is_reached = run.reached_us is not None and ended.ended_us >= run.reached_us
         if job in self._stopping and ended.end == BY_ITSELF and not is_reached:  # before it was told to
@@ -524,7 +529,13 @@ class LocalRunner(Runner):
         self._terminate(by_manner.get(invocation.UNKNOWN, []))
 
     def _signal_at_once(self, run: LiveRun, is_group: bool = False) -> None:
-        """Send SIGTERM to a run before other processes that belong to it: its helper, told by a message, could be later."""
+        """Send SIGTERM to a run before other processes that belong to it: its helper, told by a message, could be later.
+
+        Except to a call, whose worker may have begun another one.
+        """
+        if run.made.is_warm:
+            self._channel.signal(run.claim.job, signal.SIGTERM, is_group)
+            return
         run.reached_us = self._clock.now_us()
         self._channel.tell([run.claim.job])
         signal_process(run.pid, run.start, signal.SIGTERM, is_group)

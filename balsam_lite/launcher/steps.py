@@ -24,8 +24,8 @@ from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..pyapps import payload
 from .exec import invocation
+from .exec.program import ABANDONED, Request, make_directory
 from .exec.run_file import end_runs
-from .exec.spawn_helper import ABANDONED, Request, make_directory
 from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine
 from .failpoints import failpoint

@@ -18,7 +18,11 @@ def function() -> None:
 
 
 def call() -> None:
-    """Run a call of a BalsamExecutor."""
+    """Run calls of a BalsamExecutor, as a worker, or a single one."""
+    if sys.argv[1:2] == ["--worker"]:
+        from .worker import serve
+
+        sys.exit(serve())
     from .run_call import run_call
 
     sys.exit(run_call())

@@ -17,7 +17,7 @@ from launching import PYTHON, Bench, alive
 from balsam_lite.core import states
 from balsam_lite.db.store import exit_rules, user_actions
 from balsam_lite.launcher import steps
-from balsam_lite.launcher.exec.spawn_helper import ABANDONED
+from balsam_lite.launcher.exec.program import ABANDONED
 from balsam_lite.launcher.exec.spawner import Ended
 
 

@@ -22,7 +22,7 @@ from balsam_lite.db.engine import directories, maintenance
 from balsam_lite.db.engine.binding import id_of
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.launcher.exec import run_file, spawn_helper
+from balsam_lite.launcher.exec import program, run_file
 from balsam_lite.launcher.exec.invocation import lease_mark
 from balsam_lite.launcher.exec.run_file import Orphans, RunFiles, Writer, end_runs, runs_of
 from balsam_lite.launcher.reaper import Reaper
@@ -45,7 +45,7 @@ class Runs:
         made = subprocess.Popen(argv, env=environ, start_new_session=True)
         self.started.append(made)
         if is_recorded:
-            self.record(made.pid, spawn_helper._start_of_child(made.pid))
+            self.record(made.pid, program.start_of_child(made.pid))
         return made
 
     def record(self, pid: int, started: str) -> None:

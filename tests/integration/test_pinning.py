@@ -18,8 +18,8 @@ from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import SettingsError, SpawnFailed
 from balsam_lite.db.query import reasons
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.launcher.exec import hardware, invocation, spawn_helper
-from balsam_lite.launcher.exec.spawn_helper import Request
+from balsam_lite.launcher.exec import hardware, invocation, program
+from balsam_lite.launcher.exec.program import Request
 from balsam_lite.launcher.placement import Placement, divide_host
 
 CPUS = st.sets(st.integers(0, 200), min_size=1, max_size=12).map(sorted)
@@ -110,11 +110,11 @@ def test_the_helper_that_starts_a_pinned_program_keeps_its_own_cpus(tmp_path: Pa
     last = max(hardware.cpu_numbers())
     show = [b"sh", b"-c", b"grep Cpus_allowed_list /proc/self/status"]
     request = Request(1, "/bin/sh", show, {b"PATH": b"/bin:/usr/bin"}, str(tmp_path), "out", cpus=(last,))
-    os.waitpid(spawn_helper.spawn(request, {}), 0)
+    os.waitpid(program.spawn(request, {}), 0)
     assert (tmp_path / "out").read_text().split() == ["Cpus_allowed_list:", str(last)]
     assert tuple(sorted(os.sched_getaffinity(0))) == hardware.cpu_numbers()
     with pytest.raises(SpawnFailed) as caught:
-        spawn_helper.spawn(request._replace(cpus=(1000,)), {})
+        program.spawn(request._replace(cpus=(1000,)), {})
     assert caught.value.message == "it cannot be pinned to CPU 1000: Invalid argument"
     assert os.sched_getaffinity(0) == set(hardware.cpu_numbers())
 
@@ -162,7 +162,7 @@ def test_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() -> No
     context = invocation.make_context("/db", b"id:1:", 2, "mpi", environ, shares_host=False)
     place = Placement((0, 1), (("GPU-1",), ("0",)), Shape(2, 1, 1, 1))
     assert context.environ[b"A"] == b"1"
-    assert invocation.environment(claim(shape=place.shape), place, context)[b"CUDA_VISIBLE_DEVICES"] == spawn_helper.UNSET
+    assert invocation.environment(claim(shape=place.shape), place, context)[b"CUDA_VISIBLE_DEVICES"] == program.UNSET
     same = place._replace(gpus=(("0", "1"), ("0", "1")))
     assert invocation.environment(claim(shape=place.shape), same, context)[b"CUDA_VISIBLE_DEVICES"] == b"0,1"
     shares = context._replace(shares_host=True)

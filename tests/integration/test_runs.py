@@ -25,7 +25,7 @@ from balsam_lite.db.query.runs import Run, launcher_records, runs_of
 from balsam_lite.db.store import claims, insert, leases, user_actions
 from balsam_lite.db.store.runs import RunResult
 from balsam_lite.launcher.exec import usage
-from balsam_lite.launcher.exec.spawn_helper import Request, spawn
+from balsam_lite.launcher.exec.program import Request, spawn
 from balsam_lite.launcher.exec.usage import OomKills, PeakMemory
 from balsam_lite.launcher.placement import Node, NodePool, divide_host
 

@@ -19,8 +19,8 @@ from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, read_proc, start_of, state_of
 from balsam_lite.core.subprocess_run import module_words, python_path
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.launcher.exec import invocation, run_file, spawn_helper
-from balsam_lite.launcher.exec.spawn_helper import Request
+from balsam_lite.launcher.exec import invocation, program, run_file, spawn_helper
+from balsam_lite.launcher.exec.program import Request
 from balsam_lite.launcher.exec.spawner import Ended, FailedStart, HelperChannel, Lost, Spawner, Started, Withdrawn
 from balsam_lite.launcher.placement import Placement
 from balsam_lite.launcher.run_results import Finished
@@ -72,8 +72,8 @@ def test_a_program_gets_a_session_where_the_c_library_cannot_open_one_for_it(
 
     monkeypatch.chdir("/")
     monkeypatch.setattr(os, "posix_spawn", refuse)
-    made = request(tmp_path, 1, 'echo "$A$B"; cut -d" " -f1,6 /proc/$$/stat', own={b"B": spawn_helper.UNSET})
-    pid = spawn_helper.spawn(made, {b"PATH": b"/usr/bin:/bin", b"A": b"a", b"B": b"b"})
+    made = request(tmp_path, 1, 'echo "$A$B"; cut -d" " -f1,6 /proc/$$/stat', own={b"B": program.UNSET})
+    pid = program.spawn(made, {b"PATH": b"/usr/bin:/bin", b"A": b"a", b"B": b"b"})
     assert os.waitpid(pid, 0)[1] == 0
     assert (tmp_path / "1.out").read_text() == f"a\n{pid} {pid}\n"
 
@@ -204,8 +204,8 @@ def test_a_helper_of_a_launcher_in_a_local_batch_job_ends_its_runs(tmp_path: Pat
 
 def test_a_helper_starts_nothing_for_a_launcher_that_is_gone(tmp_path: Path) -> None:
     own, link = socket.socketpair()
-    large = (spawn_helper.BEGIN, {b"X": b"x" * 100_000}, None)  # its messages come in several pieces
-    own.sendall(spawn_helper.framed([large, (spawn_helper.START, *request(tmp_path, 1, "exec sleep 600"))]))
+    large = (program.BEGIN, {b"X": b"x" * 100_000}, None)  # its messages come in several pieces
+    own.sendall(program.framed([large, (program.START, *request(tmp_path, 1, "exec sleep 600"))]))
     own.close()
     words = module_words("balsam_lite.launcher.exec.spawn_helper", "0", "1")
     assert subprocess.run(words, stdin=link.fileno(), env={"PYTHONPATH": python_path()}, timeout=60).returncode == 0
@@ -304,7 +304,7 @@ def test_a_helper_ends_its_runs_when_the_launcher_gives_no_sign_of_life(tmp_path
     (started,) = channel.answers()
     assert isinstance(started, Started) and alive(started.pid)
     (ended,) = answers(spawner, channel, 1)
-    assert isinstance(ended, Ended) and ended.end == spawn_helper.ABANDONED
+    assert isinstance(ended, Ended) and ended.end == program.ABANDONED
     spawner.abandon()
 
 

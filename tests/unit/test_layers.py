@@ -75,7 +75,7 @@ RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls"),  # above db only for annotations
-    "subprocess": ("core.subprocess_run", "launcher.exec.spawner", "launcher.exec.spawn_helper"),
+    "subprocess": ("core.subprocess_run", "launcher.exec.spawner", "launcher.exec.program"),
     "ctypes": ("launcher.exec.spawn_helper",),
     "multiprocessing": (),
     "asyncio": (),
@@ -89,7 +89,7 @@ RESERVED = {
 
 #: Calls that make processes, and who may make them. Everybody else asks these.
 PROCESS_CALLS = {
-    "posix_spawn": ("launcher.exec.spawn_helper",),
+    "posix_spawn": ("launcher.exec.program", "launcher.exec.workers"),
     "posix_spawnp": (),
     "fork": ("core.daemon", "schedulers.shepherd"),
     "execve": ("schedulers.shepherd",),

@@ -24,7 +24,7 @@ class HelperRun:
         self.key, self.lane, self.pid, self.directory = key, lane, pid, directory
         self.mark = mark  # its BALSAM_RUN; b"" if it has none
         self.is_kept = is_kept  # what it leaves is detached
-        self.end = 0  # how it ends; see `spawn_helper.BY_ITSELF`
+        self.end = 0  # how it ends; see `program.BY_ITSELF`
 
 
 #: The pids of adopted processes that are gone, and of ended runs of which nothing is left; and adopted processes that are not

@@ -26,8 +26,9 @@ from ..placement import Placement
 from ..staging import links
 from ..staging.links import Parent
 from . import hardware
+from .program import UNSET
 from .run_file import node_mark
-from .spawn_helper import UNSET
+from .workers import OF_CALL, CallRequest
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Maximum number of bytes of the variables about parents that always fit into the environment.
@@ -92,6 +93,7 @@ class Context(NamedTuple):
     node_mark: bytes = b""  # with what it ends
     gpu_variables: tuple[str, ...] = hardware.DEFAULT_GPU_VARIABLES  # these tell a job its GPUs
     shares_host: bool = True  # the nodes are shares of one host
+    worker_limits: tuple[int, int] = (0, 0)  # maximum number of calls of a worker, and of its MiB of memory; 0: none
 
     @property
     def db_directory(self) -> str:
@@ -132,6 +134,7 @@ class Invocation(NamedTuple):
     payload_path: str  # the file that tells a Python class about its job, absolute; "" if none
     result_path: str  # the file in which a Python function or call leaves its result, absolute; "" for other programs
     mark: bytes  # the run mark
+    is_warm: bool = False  # a worker makes the call
 
     @property
     def output_path(self) -> str:
@@ -152,6 +155,7 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
         SpawnFailed: see `argv`.
     """
     directory = workdir(claim, context)
+    is_warm = is_for_worker(claim, place, context)
     result_name = "" if claim.command_template else payload.result_name(claim.executable, claim.job_id)
     return Invocation(
         claim.job_id,
@@ -160,9 +164,10 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
         directory,
         field_specs.output_name(claim.name),
         job_files.is_generated(claim.workdir, claim.job_id),
-        _payload_path(claim, directory),
+        "" if is_warm else _payload_path(claim, directory),
         result_name and f"{directory}/{result_name}",
         mark(claim, context),
+        is_warm,
     )
 
 
@@ -201,7 +206,9 @@ def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
         words = _of_template(claim, prefix)
     else:
         words = [*prefix, *_of_executable(claim)]
-    if is_call(claim):
+    if is_for_worker(claim, place, context):
+        words += ["--worker", *map(str, context.worker_limits)]
+    elif is_call(claim):
         words.append(_payload_path(claim, workdir(claim, context)))
     ref = _class_of(claim)
     if ref is not None:
@@ -287,6 +294,25 @@ def _has_preamble(claim: Claim) -> bool:
 def is_call(claim: Claim) -> bool:
     """Return whether the job is a call of an executor; calls that earlier versions have added are programs like others."""
     return claim.call is not None and claim.call.context > 0
+
+
+def is_for_worker(claim: Claim, place: Placement, context: Context) -> bool:
+    """Return whether a worker makes the call; else a process of its own does: of several ranks, or pinned to some CPUs."""
+    return is_call(claim) and not (claim.keep_background or hardware.cpus_wanted(claim) or context.mpi.words(claim, place))
+
+
+def call_request(claim: Claim, made: Invocation, context: Context) -> CallRequest | None:
+    """Return what a spawn helper needs to have the call made by a worker; None if it is to start a program."""
+    if not made.is_warm or claim.call is None:
+        return None
+    alike = (claim.call.context, made.argv, sorted(item for item in made.environ.items() if item[0] not in OF_CALL))
+    mark_of_worker = b"%b0:0%b" % (context.mark, context.node_mark)
+    return CallRequest(repr(alike).encode(), mark_of_worker, *sent_call(claim), not _cwd(claim.call.content))
+
+
+@lru_cache(maxsize=64)
+def _cwd(content: bytes) -> str:
+    return run_call.CallContext(*pickle.loads(content)).cwd
 
 
 def sent_call(claim: Claim) -> tuple[bytes, bytes, tuple[Any, ...]]:

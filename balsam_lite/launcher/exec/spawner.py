@@ -23,10 +23,10 @@ from ...core import subprocess_run
 from ...core.errors import SpawnFailed
 from ...core.process_table import Process, is_younger, start_of, state_of
 from ...core.subprocess_run import module_words, python_path
-from . import hardware, spawn_helper
+from . import hardware, program, spawn_helper
 from .adopted import Adopted
+from .program import Request, become_subreaper, framed, unframed
 from .run_file import RunFile, RunFiles, Writer
-from .spawn_helper import Request, become_subreaper, framed, unframed
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ class Ended(NamedTuple):
     key: int
     returncode: int  # negative: the signal that killed it
     ended_us: int
-    end: int = spawn_helper.BY_ITSELF
+    end: int = program.BY_ITSELF
     successor: int | None = None  # the key of the queued program that has taken its place
     left: list[Leftover] | None = []  # what it has left running; None: unknown
     user_us: int | None = None  # CPU time of the program and of the processes for which it has waited
     system_us: int | None = None
     max_memory: int | None = None  # bytes; None: unknown
+    outcome: bytes | str | None = None  # of a call that a worker has made; "": it is in the result file
 
 
 class FailedStart(NamedTuple):
@@ -105,27 +106,27 @@ class HelperChannel:
 
     def start(self, request: Request) -> None:
         """Start a program at once; the answers are Started and Ended, or FailedStart, or Lost."""
-        self._spawner.send_request(spawn_helper.START, request._replace(key=self.wire(request.key)))
+        self._spawner.send_request(program.START, request._replace(key=self.wire(request.key)))
 
     def queue(self, request: Request) -> None:
         """Queue a program to replace the next one of its lane that ends with exit code 0."""
-        self._spawner.send_request(spawn_helper.QUEUE, request._replace(key=self.wire(request.key)))
+        self._spawner.send_request(program.QUEUE, request._replace(key=self.wire(request.key)))
 
     def start_queued(self, key: int) -> None:
         """Start a queued program at once, if it has not been started yet."""
-        self._send_about([key], spawn_helper.NOW)
+        self._send_about([key], program.NOW)
 
     def withdraw(self, keys: Collection[int]) -> None:
         """Withdraw those queued programs; the answer for each one that has not started is Withdrawn."""
-        self._send_about(keys, spawn_helper.WITHDRAW)
+        self._send_about(keys, program.WITHDRAW)
 
     def tell(self, keys: Collection[int]) -> None:
         """Mark these programs as told to stop."""
-        self._send_about(keys, spawn_helper.TELL)
+        self._send_about(keys, program.TELL)
 
     def signal(self, key: int, number: int, is_group: bool = False) -> None:
         """Signal a program, or its whole process group, unless it has ended. It counts as told to stop."""
-        self._send_about([key], spawn_helper.SIGNAL, int(number), is_group)
+        self._send_about([key], program.SIGNAL, int(number), is_group)
 
     def _send_about(self, keys: Collection[int], kind: int, *more: object) -> None:
         self._spawner.send_about([self.wire(key) for key in keys], kind, *more)
@@ -158,7 +159,7 @@ class HelperProcess:
             end.close()
         self.started = start_of(self.process.pid)
         self.link.setblocking(False)
-        first = (spawn_helper.BEGIN, dict(environ), None if run_file is None else tuple(run_file))
+        first = (program.BEGIN, dict(environ), None if run_file is None else tuple(run_file))
         self.unread, self.unsent = bytearray(), bytearray(framed([first]))
         self.keys: set[int] = set()  # of its programs, queued ones among them
         self.queued: dict[int, int] = {}  # key -> lane
@@ -243,7 +244,12 @@ class Spawner:
             if self._is_closed:
                 raise SpawnFailed("the launcher has given up")
             self._staff()
-            if kind == spawn_helper.QUEUE:
+            if request.call is not None:  # by one helper, so that there are no more workers than calls at once
+                helper = self._helpers[0]
+                if kind == program.QUEUE:
+                    helper.queued[request.key] = request.lane
+                    helper.waiting[request.lane] += 1
+            elif kind == program.QUEUE:
                 helper = min(self._helpers, key=lambda one: (one.is_silent, one.load(request.lane)))
                 helper.queued[request.key] = request.lane
                 helper.waiting[request.lane] += 1
@@ -266,7 +272,7 @@ class Spawner:
 
     def beat(self) -> None:
         """Tell the helpers that the launcher has just written its heartbeat."""
-        self._send_all((spawn_helper.BEAT,))
+        self._send_all((program.BEAT,))
 
     def _send_all(self, words: tuple[Any, ...]) -> None:
         with self._lock:
@@ -316,23 +322,23 @@ class Spawner:
 
     def _note(self, helper: HelperProcess, words: tuple[Any, ...]) -> None:
         kind = words[0]
-        if kind == spawn_helper.PONG:
+        if kind == program.PONG:
             return
-        if kind == spawn_helper.UNRECORDED:
+        if kind == program.UNRECORDED:
             if not self._is_unrecorded:
                 self._is_unrecorded = True
                 log.warning("Starts cannot be recorded (%s). After a crash runs are found by their environment only.", words[1])
             return
-        if kind == spawn_helper.WITHDRAWN:
+        if kind == program.WITHDRAWN:
             for wire in words[1]:
                 self._forget(helper, wire).put(Withdrawn(wire // _CHANNELS))
             return
         wire = words[1]
         key, channel = wire // _CHANNELS, self._channels[wire % _CHANNELS]
-        if kind == spawn_helper.STARTED:
+        if kind == program.STARTED:
             helper.unqueue(wire)
             channel.put(Started(key, *words[2:]))
-        elif kind == spawn_helper.ENDED:
+        elif kind == program.ENDED:
             self._forget(helper, wire)
             _, _, code, ended_us, end, successor, *usage, left = words
             if left:
@@ -397,7 +403,7 @@ class Spawner:
                 if is_stopped:
                     helper.process.send_signal(signal.SIGCONT)
             helper.asked_at = now
-            self._send(helper, (spawn_helper.PING,))
+            self._send(helper, (program.PING,))
         self.flush()
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -411,7 +417,7 @@ class Spawner:
         grace_s = self._grace_s if grace_s is None else grace_s
         with self._lock:
             self._is_closed = True
-            self._send_all((spawn_helper.END, grace_s))
+            self._send_all((program.END, grace_s))
             self.flush()
             deadline = time.monotonic() + grace_s + _LEAVE_S
             for helper in self._helpers:

@@ -34,10 +34,10 @@ def serve() -> int:
     """
     max_calls, max_mib = map(int, sys.argv[2:4])
     sys.argv[1:] = []
-    return Server(socket.socket(fileno=LINK_FD), max_calls, max_mib).run()
+    return CallServer(socket.socket(fileno=LINK_FD), max_calls, max_mib).run()
 
 
-class Server:
+class CallServer:
     """The calls of one worker. `max_calls` and `max_mib` of memory end it; 0: no limit."""
 
     def __init__(self, link: socket.socket, max_calls: int, max_mib: int) -> None:
@@ -45,9 +45,9 @@ class Server:
         os.set_inheritable(LINK_FD, False)
         os.set_inheritable(OUTPUT_FD, False)
         link.setblocking(True)
-        self._pid = os.getpid()
+        self._pid, self._fd = os.getpid(), _identity(LINK_FD)
         self._calls = 0
-        self._state = _State()
+        self._state = _ProcessState()
         self._used = _usage()
         self._peaks: int | None = None
         with suppress(OSError):  # a kernel without it, or another system
@@ -117,6 +117,10 @@ class Server:
         run_call.print_trace(outcome)
         code = 0 if outcome.good else 1
         ended_us = time.time_ns() // 1000
+        if _identity(LINK_FD) != self._fd or _identity(OUTPUT_FD) != self._state.output:
+            # The code has closed them. The call ends with this process, like that of any program.
+            self._write(outcome, directory, own)
+            sys.exit(code)
         user, system, peak = _usage()
         used = user - self._used[0], system - self._used[1], peak
         self._used = user, system, peak
@@ -136,13 +140,17 @@ class Server:
         content = pickle.dumps(tuple(outcome), protocol=4)
         if len(content) <= run_call.MAX_INLINE_BYTES:
             return content
+        self._write(outcome, directory, own)
+        return ""
+
+    def _write(self, outcome: Outcome, directory: str, own: dict[bytes, bytes]) -> None:
+        """Write the result file."""
         os.makedirs(directory, exist_ok=True)
         job_id, attempt = own[b"BALSAM_JOB_ID"].decode(), int(own[b"BALSAM_ATTEMPT"])
         path = os.path.join(directory, result_file.file_name(job_id))
         with suppress(OSError):
             os.unlink(path)
         result_file.write(path, ResultHeader(job_id, attempt, outcome.good), outcome)
-        return ""
 
     def _publish(self, request: Any) -> bool:
         """Give the output of a call to its job; return whether there was any. What follows goes to a new file."""
@@ -166,7 +174,7 @@ class Server:
         return bool(most and self._calls >= most) or bool(self._max_mib and peak_kib > self._max_mib * 1024)
 
 
-class _State:
+class _ProcessState:
     """What Python code can change in a process."""
 
     def __init__(self) -> None:

@@ -76,7 +76,7 @@ RESERVED = {
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls"),  # above db only for annotations
     "subprocess": ("core.subprocess_run", "launcher.exec.spawner", "launcher.exec.program"),
-    "ctypes": ("launcher.exec.spawn_helper",),
+    "ctypes": ("launcher.exec.program",),
     "multiprocessing": (),
     "asyncio": (),
     "click": ("cli",),

@@ -183,7 +183,7 @@ def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
         calls.append((run_call.write_call, (made.payload_path, *sent_call(claim))))
     elif made.payload_path:
         calls.append((write_payload, (made.payload_path, _make_payload(claim, made), not claim.command_template)))
-    if claim.call is not None and not is_call(claim):
+    if claim.call and not is_call(claim):
         calls.append((write_results, ([(_absolute(one.workdir, context), one) for one in claim.call.parents],)))
     if has_parent_files(made.environ):
         calls.append((give_parents, (claim, made.environ)))
@@ -293,7 +293,7 @@ def _has_preamble(claim: Claim) -> bool:
 
 def is_call(claim: Claim) -> bool:
     """Return whether the job is a call of an executor; calls that earlier versions have added are programs like others."""
-    return claim.call is not None and claim.call.context > 0
+    return bool(claim.call and claim.call.context)
 
 
 def is_for_worker(claim: Claim, place: Placement, context: Context) -> bool:

@@ -281,6 +281,7 @@ class WorkerPool:
         request = worker.sent[0]
         worker.key, worker.lane, worker.begun = key, request.lane, time.monotonic()
         worker.calls += 1
+        worker.mark, worker.directory = request.own.get(b"BALSAM_RUN", b""), request.directory  # of processes that it leaves
         self._placed.discard(key)
         self._by_key[key] = worker
         self._answer((STARTED, key, worker.pid, worker.start, started_us))

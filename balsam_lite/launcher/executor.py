@@ -699,6 +699,17 @@ class BalsamExecutor(concurrent.futures.Executor):
             if wait:
                 self._launcher.wait()
 
+    def __exit__(self, kind: Any, exc: Any, trace: Any) -> bool | None:
+        """Shut down; after Ctrl-C, stop the calls of the executor's launcher instead of waiting for them."""
+        if isinstance(exc, KeyboardInterrupt):
+            self._stop_launcher()
+        return super().__exit__(kind, exc, trace)
+
+    def _stop_launcher(self) -> None:
+        if self._launcher is not None:
+            self._reports.append("It was stopped by Ctrl-C.")
+            self._launcher.close()
+
 
 #: Executors whose launchers have to end with this process.
 _with_launchers: weakref.WeakSet[BalsamExecutor] = weakref.WeakSet()
@@ -708,6 +719,8 @@ def _shut_down_all() -> None:
     """Wait for the calls of executors with launchers when the program ends, as Python's own executors do."""
     for executor in list(_with_launchers):
         if executor._process == os.getpid():
+            if getattr(sys, "last_type", None) is KeyboardInterrupt:  # what has ended the program
+                executor._stop_launcher()
             executor.shutdown()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
-from mpi import with_mpi
+from mpi import openmpi, with_mpi
 
 from balsam_lite.core import pickling
 from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
@@ -499,11 +499,17 @@ def test_shutdown_cancels_what_max_workers_has_kept_back(bench, calls):
 # --- MPI --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_all_ranks_call_the_function_and_rank_0_gives_the_result(bench, calls, ranks):
-    bench.environ = with_mpi(bench.environ)
+@pytest.mark.parametrize(("ranks", "mpi"), [(1, "mpich"), (3, "mpich"), (3, "openmpi")])
+def test_all_ranks_call_the_function_and_rank_0_gives_the_result(bench, calls, ranks, mpi):
+    python = PYTHON
+    if mpi == "openmpi":
+        python = str(openmpi() / "python")
+        bench.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+        bench.environ["PATH"] = f"{openmpi()}:{bench.environ['PATH']}"
+    else:
+        bench.environ = with_mpi(bench.environ)
     bench.launch("--nodes", "1", "--job-mode", "mixed")
-    with BalsamExecutor(mpi=ranks) as executor:
+    with BalsamExecutor(mpi=ranks, python=python) as executor:
         assert executor.submit(calls.gathered, 5).result(60) == [5 + rank for rank in range(ranks)]
         with pytest.raises(calls.Bad, match=f"rank {ranks - 1}"):
             executor.submit(calls.failing_rank, ranks - 1).result(60)
@@ -644,10 +650,13 @@ if __name__ == "__main__":
             print(executor.database.directory)
     elif how == "leave":  # without shutdown
         BalsamExecutor(launcher=1).submit(touch, rest[0])
-    elif how == "hold":
+    else:
         executor = BalsamExecutor(launcher=1)
         executor.submit(hold, rest[0])
         print(executor.database.directory, executor._launcher._process.pid, flush=True)
+        if how == "within":
+            with executor:
+                time.sleep(600)
         time.sleep(600)
 """
 
@@ -702,14 +711,16 @@ def test_a_program_that_ends_waits_for_the_calls_of_its_launcher(pool, tmp_path)
     assert (tmp_path / "done").exists() and temporary(tmp_path) == []
 
 
-def test_a_program_that_is_killed_leaves_no_launcher_and_no_temporary_db(pool, tmp_path):
-    process = pool("hold", str(tmp_path / "pid"))
+@pytest.mark.parametrize(("how", "end"), [("hold", signal.SIGKILL), ("hold", signal.SIGINT), ("within", signal.SIGINT)])
+def test_a_program_that_is_killed_leaves_no_launcher_and_no_temporary_db(pool, tmp_path, how, end):
+    process = pool(how, str(tmp_path / "pid"))
     directory, launcher = process.stdout.readline().split()
     wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
     call = int((tmp_path / "pid").read_text())
     assert alive(call) and alive(int(launcher)) and os.path.exists(directory)
-    process.kill()
+    process.send_signal(end)
     wait_until(lambda: not (alive(call) or alive(int(launcher)) or os.path.exists(directory)), 60)
+    assert process.wait(60) != 0
 
 
 def test_the_end_of_its_launcher_fails_the_calls_of_an_executor(bench, calls, tmp_path, capsys):

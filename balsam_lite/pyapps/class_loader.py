@@ -181,7 +181,9 @@ def _executed(ref: ClassRef, spec: Any, is_main: bool) -> ModuleType:
             raise
         line = _line(exc, ref.file)
         where = f" (line {line})" if line else ""
-        raise _lost(ref, f"importing the file raises {type(exc).__name__}: {exc}{where}") from exc
+        is_for_balsam = isinstance(exc, ModuleNotFoundError) and str(exc.name).partition(".")[0] == "balsam"
+        hint = "Put `import balsam_lite.compat` before the line that imports balsam." if is_for_balsam else ""
+        raise _lost(ref, f"importing the file raises {type(exc).__name__}: {exc}{where}", hint) from exc
     return module
 
 

@@ -14,7 +14,8 @@ from helpers import ROOT, wait_until
 
 from balsam_lite.api import App, ApplicationDefinition, Job, Site
 from balsam_lite.api.transfers import as_staging
-from balsam_lite.core.errors import InvalidSpec
+from balsam_lite.core.errors import ApplicationLost, InvalidSpec
+from balsam_lite.pyapps import class_loader, payload
 
 APPS = '''
 from balsam_lite.api import ApplicationDefinition, Site
@@ -175,6 +176,13 @@ def test_a_reason_is_in_the_history(site: Site) -> None:
         argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=True
     )
     assert "FAILED] the input is empty" in done.stdout
+
+
+def test_a_file_that_needs_the_names_of_balsam_in_its_jobs_is_told_how_to_get_them(tmp_path: Path) -> None:
+    file = tmp_path / "apps.py"
+    file.write_text("from balsam.api import ApplicationDefinition\n", encoding="utf-8")
+    with pytest.raises(ApplicationLost, match=r"No module named 'balsam' \(line 1\).\nPut `import balsam_lite.compat` before"):
+        class_loader.load(payload.ClassRef(str(file), "App", "apps", (), sys.executable, False, False))
 
 
 # --- transfers --------------------------------------------------------------------------------------------------------

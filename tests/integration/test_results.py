@@ -250,7 +250,7 @@ def test_what_calls_returned_is_a_column_if_it_is_plain(balsam: Balsam, db: Data
 
 
 @pytest.mark.parametrize(
-    "result", [Unpickled(), b"bytes", "x" * 10_000, object, Path("/")], ids=lambda value: type(value).__name__
+    "value", [Unpickled(), b"bytes", "x" * 10_000, object, Path("/")], ids=lambda value: type(value).__name__
 )
 def test_nothing_is_run_to_show_a_return_value(balsam: Balsam, db: Database, value: object) -> None:
     with db.write() as cx:

@@ -21,7 +21,8 @@ from balsam_lite.db.store import apps, insert
 
 READING = (
     ("ls",), ("ls", "--history"), ("job", "ls"), ("queue", "ls", "--json"), ("db", "info"), ("db", "check"), ("which",),
-    ("plot", "states"), ("plot", "dag"), ("report", "-o", "-"),
+    ("plot", "states"), ("plot", "dag"), ("report", "-o", "-"), ("results", "--format", "csv"),
+    ("sql", "SELECT count(*) FROM jobs"),
 )  # fmt: skip
 WRITING = (
     ("app", "--name", "x", "--executable", "x"),

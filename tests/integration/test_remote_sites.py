@@ -453,6 +453,22 @@ def test_a_kept_connection_is_no_part_of_the_job_that_asked(
     assert {os.readlink(f"/proc/{master}/fd/{number}") for number in (0, 1)} == {os.devnull}
 
 
+def test_results_of_another_host_are_those_of_a_site_here(far: Far, db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    there = LocalSite(SiteEntry(0, "here", db))
+    there.create("app", [{"name": "say", "executable": "echo"}])
+    data = ({"energy": float("nan")}, {"fit": {"a": 1}}, {})
+    there.create("job", [{"name": f"j{n}", "app": "say", "workflow": "w", "data": one} for n, one in enumerate(data)])
+    entry = SiteEntry(1, "far", db, HOST, far.balsam())
+    fields = ("name", "data", "created", "node", "result")
+    assert [tuple(row) for row in RemoteSite(entry).results({}, fields, 0, 2)] == list(
+        map(tuple, there.results({}, fields, 0, 2))
+    )
+    added = registry.add(db, "far-results", HOST, far.balsam())
+    assert main(["results", "--site", "far-results", "--columns", "name,data", "--sort", "-name", "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "name,data.fit.a,data.energy\nj2,,\nj1,1,\nj0,,nan\n"
+    registry.forget(added.number)
+
+
 def test_a_site_of_another_host_is_watched_from_here(far: Far, db: str) -> None:
     from balsam_lite.cli.watch_screens import WatchApp
 

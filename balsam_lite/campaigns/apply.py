@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..core import field_specs
-from ..core.errors import BalsamError, DuplicateKey, InvalidSpec, StateError, UnknownApp, did_you_mean
+from ..core.errors import BalsamError, DuplicateKey, InvalidSpec, StateError, did_you_mean
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Database
@@ -203,12 +203,13 @@ class _Comparison:
             while some := list(islice(rows, _CHUNK)):
                 yield from self._new_of(group, some)
                 self._now = (group, None)
+        self._now = None
 
     def _new_of(self, group: JobGroup, some: Sequence[tuple[campaign_file.Row, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         tally = self._tallies[group.name]
         start = f"{self._campaign.name}/{group.name}"
         names = [f"{start}/{row.key}" if row.key else start for row, _ in some]
-        present, parents = self._present(names)
+        present, parents = self._present(names) if self._in_db.get(group.name) else ({}, {})
         for key, (row, fields) in zip(names, some):
             self._now = (group, row)
             self._set_values(group, row, fields)
@@ -299,7 +300,7 @@ class _Comparison:
 
     def with_place(self, exc: BalsamError) -> BalsamError:
         """Return an error about a job with its place in the file."""
-        if self._now is None or isinstance(exc, UnknownApp):
+        if self._now is None:
             return exc
         group, row = self._now
         cause = exc.__cause__ if isinstance(exc.__cause__, BalsamError) else exc

@@ -192,6 +192,8 @@ class _FileReader:
             if field in _JOB_FIELDS:
                 group.fields[field] = self._field(field, value)
                 group.places[field] = value
+        if "unique_key" in group.fields:
+            self._problems.add(group.places["unique_key"], "unique_key is for the jobs of a list or table, not for a group")
         for field in set(_MAPPINGS) & own.keys() & defaults.keys():  # both count, key by key
             first = self._field(field, defaults[field][1])
             if isinstance(first, dict) and isinstance(group.fields[field], dict):
@@ -364,6 +366,8 @@ class _FileReader:
             with table:
                 for number, fields in enumerate(job_rows.FileRows(table, {"name": _UNNAMED}, parameters), 1):
                     where = f"{path}, line {table.line}"
+                    if "parents" in fields:
+                        raise table.fail("there is a column parents; in a campaign file groups wait for groups, by `parents`")
                     is_named = fields["name"] != f"{_UNNAMED}-{number}"
                     name = fields["name"] if is_named else ""
                     rest = {field: value for field, value in fields.items() if field not in ("name", "workflow")}

@@ -40,6 +40,8 @@ _ENDS: dict[str, tuple[str, int | None]] = {
     states.RUN_TIMEOUT: (runs.TOLD_TO_STOP, None),
     states.USER_KILLED: (runs.KILLED, None),
 }
+#: Between the objects of a list.
+_BETWEEN = re.compile(r"[,\s]*")
 _COPIED = (
     "workflow", "name", "description", "input_files", "stage_in_url", "stage_out_files", "stage_out_url", "application", "args",
     "wait_for_parents", "post_error_handler", "post_timeout_handler", "auto_timeout_retry",
@@ -157,21 +159,21 @@ class _Dump:
                 text = file.read(self._CHUNK).lstrip()
                 if not text.startswith("["):
                     raise InputError(f"{self._path} is no SQLite file and no output of dumpdata, which begins with [.")
-                text, more = text[1:], True
+                place = 1
                 while True:
-                    text = text.lstrip(", \r\n\t")
-                    if text.startswith("]"):
+                    place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches the empty text, too
+                    if text.startswith("]", place):
                         return
                     try:
-                        found, end = decode(text)
+                        found, place = decode(text, place)
                     except json.JSONDecodeError as exc:
-                        added = file.read(max(self._CHUNK, len(text))) if more else ""
+                        added = file.read(max(self._CHUNK, len(text) - place))
                         if not added:
-                            raise InputError(f"{self._path} is cut off, or no JSON: {exc.msg}: {text[:60]!r}") from None
-                        text += added
+                            shown = text[place : place + 60]
+                            raise InputError(f"{self._path} is cut off, or no JSON: {exc.msg}: {shown!r}") from None
+                        text, place = text[place:] + added, 0
                         continue
                     yield found
-                    text = text[end:]
             except (UnicodeDecodeError, RecursionError) as exc:
                 raise InputError(f"{self._path} cannot be read: {exc}") from None
 
@@ -249,7 +251,10 @@ class _Jobs:
         return created_us, origin, events
 
     def _microseconds(self, text: str) -> int:
-        found = datetime.strptime(" ".join(text.split()), _TIME_FORMAT).replace(tzinfo=self._zone)
+        try:  # five times faster than strptime
+            found = datetime.fromisoformat(f"{text[6:10]}-{text[:5]}{text[10:]}").replace(tzinfo=self._zone)
+        except ValueError:
+            found = datetime.strptime(" ".join(text.split()), _TIME_FORMAT).replace(tzinfo=self._zone)
         since = found - datetime(1970, 1, 1, tzinfo=timezone.utc)
         return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -344,15 +345,17 @@ def _tree(db: Database, wanted: Wanted) -> int:
     with db.read() as cx:
         matching = select.job_ids(cx, wanted.where, None, wanted.sort)
         places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.limit or limit_from(os.environ))
-        names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id"))
+        names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id", queries.REMOTE_PARENTS))
     more = [f"(Omitted {omitted} jobs from display...)"] if omitted else []
     _print([*(_branch(depth, is_known, *names[job]) for job, depth, is_known in places), *more])
     return len(places)
 
 
-def _branch(depth: int, is_known: bool, name: str, job_id: str) -> str:
+def _branch(depth: int, is_known: bool, name: str, job_id: str, remote_parents: str) -> str:
     known = " (its children: see above)" if is_known else ""
-    return f"{'|     ' * depth}{output.one_line(name):10} {output.cute_id(name, job_id)}{known}"
+    there = ", ".join(output.one_line(f"{one['site']}#{one['id']} {one['state']}") for one in json.loads(remote_parents))
+    waits = f" (below {there})" if there else ""
+    return f"{'|     ' * depth}{output.one_line(name):10} {output.cute_id(name, job_id)}{known}{waits}"
 
 
 #: A line of the tree: a job's number, its depth, and whether its children are shown further up.

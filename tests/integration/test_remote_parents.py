@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -346,12 +347,13 @@ def test_files_of_a_parent_on_this_host_are_linked(here: Place, there: Place) ->
     assert os.readlink(here.workdir(child) / "result.dat") == str(there.workdir(parent) / "result.dat")
 
 
-def balsam(place: Place, *words: str) -> None:
+def balsam(place: Place, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "balsam_lite.cli", "--db", place.db.directory, *words],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # --- over ssh ---------------------------------------------------------------------------------------------------------
@@ -514,3 +516,32 @@ def test_explain_and_show_name_a_parent_there_that_failed(
     (row,) = here.site.details([child])
     assert row["parent_jobs"]["states"] == {"FAILED": 1}
     assert [(one["site"], one["id"]) for one in row["parent_jobs"]["some"]] == [("there", parent)]
+
+
+def test_listings_and_exports_name_parents_there(here: Place, there: Place, tmp_path: Path) -> None:
+    parent = there.add(name="above")
+    child = child_of(here, there, parent, name="below")
+    printed = balsam(here, "ls", "--tree")
+    assert f"(below there#{parent} CREATED)" in printed
+    (row,) = json.loads(balsam(here, "ls", "--json"))
+    assert row["parent_ids"] == [] and [one["id"] for one in row["remote_parents"]] == [parent]
+    assert f"there#{parent}" in balsam(here, "show", f"#{child}")
+    balsam(here, "export", str(tmp_path / "x.tar"))
+    other = make_place(tmp_path / "other")
+    balsam(other, "import", str(tmp_path / "x.tar"))
+    assert other.one("SELECT count(*) FROM dependency") == 0
+    assert other.is_sound()
+    other.db.close()
+
+
+def test_a_program_gets_the_ids_and_states_of_its_parents_there(here: Place, there: Place, tmp_path: Path) -> None:
+    with here.db.write() as cx:
+        apps.add_app(cx, {"name": "env", "executable": f"/bin/sh -c 'env > {tmp_path}/env'"})
+    parent = there.add()
+    child_of(here, there, parent, application="env", input_files="")
+    there.set(parent, states.JOB_FINISHED)
+    here.exchange()
+    balsam(here, "launcher", "--consume-all", "--job-mode", "serial")
+    env = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
+    assert json.loads(env["BALSAM_PARENT_IDS"]) == [there.one("SELECT job_id FROM job")]
+    assert json.loads(env["BALSAM_PARENT_STATES"]) == ["JOB_FINISHED"]

@@ -71,8 +71,10 @@ def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int]) -> li
     rows = queries.columns_of(cx, some, ("job_id", *_NAMES, "failure"))
     causes = dict(cx.execute("SELECT id, cause FROM failure"))
     parents: dict[int, list[tuple[int, str]]] = {}
-    sql = """SELECT d.child, d.parent, p.job_id FROM json_each(?) AS one CROSS JOIN dependency d ON d.child = one.value
-        JOIN job p ON p.id = d.parent ORDER BY d.child, d.parent"""
+    sql = """SELECT d.child, d.parent, coalesce(p.job_id, there.job_id) FROM json_each(?) AS one
+        CROSS JOIN dependency d ON d.child = one.value LEFT JOIN job p ON p.id = d.parent
+        LEFT JOIN remote_parent there ON there.id = -d.parent
+        WHERE coalesce(p.id, there.id) IS NOT NULL ORDER BY d.child, d.parent"""
     listed = str(list(some))
     for child, parent, job_id in cx.execute(sql, (listed,)):
         parents.setdefault(child, []).append((parent, job_id))

@@ -101,8 +101,8 @@ VIEWS = (
             *_IDS, *(_field(field.name) for field in field_specs.JOB_FIELDS),
             ViewColumn("app_id", JOB.columns["app_id"].sql, "Number of the application"),
             ViewColumn(
-                "parents", "(SELECT json_group_array(parent) FROM dependency WHERE child = job.id)",
-                "Numbers of the parents", "parents",
+                "parents", "(SELECT json_group_array(parent) FROM dependency WHERE child = job.id AND parent > 0)",
+                "Numbers of the parents in this DB", "parents",
             ),
             ViewColumn("last_update", LAST_UPDATE, "When it last entered a state", "time"),
             _FAILURE, *_OF_RUN,

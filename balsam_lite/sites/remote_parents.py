@@ -118,7 +118,7 @@ def exchange(directory: str, number: int) -> None:
     """Exchange states with one other site, unless another process does. Records why that failed, and raises nothing then."""
     db = directories.open_database(directory, Settings.load(directory))
     try:
-        with files.locked(os.path.join(directory, f"exchange-{number}.lock")):
+        with files.locked(os.path.join(directory, directories.LOG, f".exchange-{number}.lock")):
             _exchange(db, number)
     except TimeoutError:
         return

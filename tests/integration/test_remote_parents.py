@@ -21,7 +21,7 @@ from sshd import far_site
 from balsam_lite.api import Job
 from balsam_lite.core import states
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.errors import BalsamError, DependencyCycle, UnknownJob
+from balsam_lite.core.errors import BalsamError, DependencyCycle, ParentInUse, UnknownJob
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories, doctor, registry
 from balsam_lite.db.engine.connection import Database
@@ -332,6 +332,60 @@ def test_a_launcher_or_service_starts_the_exchange_and_does_not_wait_for_it(here
     exchange.start_due()
     assert time.monotonic() - started < 1
     wait_until(lambda: here.state(child) == states.READY)
+
+
+def test_a_service_passes_on_the_end_of_a_parent_although_another_one_was_killed(
+    here: Place, there: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from balsam_lite.core.settings import ENVIRONMENT_PREFIX
+    from balsam_lite.service import main as service
+    from balsam_lite.service import policy
+
+    monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}SERVICE_PERIOD", "1")
+    policy.copy_template(here.db.directory, Settings.load(here.db.directory))
+    parent = there.add()
+    child = child_of(here, there, parent)
+    os.kill(service.start(here.db.directory).pid, signal.SIGKILL)
+    there.set(parent, states.JOB_FINISHED)
+    service.start(here.db.directory)
+    try:
+        wait_until(lambda: here.state(child) == states.READY)
+    finally:
+        service.stop(here.db.directory)
+
+
+def test_an_ssh_that_hangs_delays_neither_the_launcher_nor_other_sites(
+    here: Place, there: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "bin" / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    parent = there.add()
+    child = child_of(here, there, parent)
+    there.set(parent, states.JOB_FINISHED)
+    with here.db.write() as cx:
+        site = remote_parents.add_site(
+            cx, {"db_id": "f" * 32, "name": "hung", "host": "nowhere", "path": "/db", "balsam": "balsam"}
+        )
+        row = {"id": 1, "job_id": "0" * 36, "name": "x", "state": states.RUNNING}
+        numbers = remote_parents.add_parents(cx, site, [row])
+        (other,) = cx.execute("SELECT id FROM job").fetchone()
+    here.add(parents=numbers, input_files="")
+    assert other == child
+    started = time.monotonic()
+    balsam(here, "launcher", "--consume-all", "--job-mode", "serial")
+    assert time.monotonic() - started < 30
+    assert here.state(child) == states.JOB_FINISHED
+
+
+def test_a_job_for_which_jobs_of_another_site_wait_is_not_removed_by_accident(here: Place, there: Place) -> None:
+    parent = there.add()
+    child_of(here, there, parent)
+    with pytest.raises(ParentInUse, match="Jobs of the site here wait"):
+        user_actions.delete(there.db, [parent])
+    there.set(parent, states.JOB_FINISHED)
+    user_actions.delete(there.db, [parent])
 
 
 def test_files_of_a_parent_on_this_host_are_linked(here: Place, there: Place) -> None:

@@ -16,7 +16,7 @@ from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
 from ..query.edits import OF_STATE
-from . import actions, claims, counters, exit_rules, graph, large_writes, tags, trash
+from . import actions, claims, counters, exit_rules, graph, large_writes, remote_parents, tags, trash
 from .transitions import Transition, apply, id_list
 
 #: States from which a job will run, now or later.
@@ -233,6 +233,9 @@ def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool, action: int
     return gone
 
 
+_FORCE = "Use --force to remove it all the same; for those jobs it has then failed."
+
+
 def refuse_in_use(cx: sqlite3.Connection) -> None:
     """Raise ParentInUse if other jobs wait for the jobs to be deleted."""
     waiting = cx.execute(
@@ -244,8 +247,11 @@ def refuse_in_use(cx: sqlite3.Connection) -> None:
     if waiting:
         raise ParentInUse(
             f"{waiting[2]} job(s) wait for what is to be removed, for example {waiting[1]} [{waiting[0][:8]}].",
-            hint="Use --force to remove it all the same; for those jobs it has then failed.",
+            hint=_FORCE,
         )
+    site = remote_parents.waiting_site(cx, "SELECT id FROM doomed")
+    if site:
+        raise ParentInUse(f"Jobs of the site {site} wait for what is to be removed.", hint=_FORCE)
 
 
 def _leave_children(cx: sqlite3.Connection) -> None:

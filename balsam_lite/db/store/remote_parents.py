@@ -204,6 +204,15 @@ def _summary(record: Mapping[str, Any]) -> str:
     return f"{record['state']} {bool(record['is_held'])}"
 
 
+def waiting_site(cx: sqlite3.Connection, jobs: str) -> str:
+    """Return the name of a site whose jobs wait for one of the jobs in the query `jobs`, as far as it has told; else ""."""
+    sql = f"""SELECT remote_site.name FROM remote_site CROSS JOIN watched_job ON watched_job.site = remote_site.id
+        JOIN job ON job.id = watched_job.job
+        WHERE watched_job.job IN ({jobs}) AND job.state NOT IN ({sql_list(states.END_STATES)}) LIMIT 1"""
+    row = cx.execute(sql).fetchone()
+    return str(row[0]) if row else ""
+
+
 def reported(cx: sqlite3.Connection, site: int, jobs: Sequence[Mapping[str, Any]], needed: Iterable[int], now_us: int) -> None:
     """Record that a site was told about these jobs, and forget those that none of its jobs `needed` any more."""
     sql = "UPDATE watched_job SET told = ?, told_at = ? WHERE site = ? AND job = ?"

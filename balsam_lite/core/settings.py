@@ -51,6 +51,8 @@ class Settings(NamedTuple):
     KILL_GRACE_S: float = 10.0
     USER_KILL_GRACE_S: float = 0.7
     START_DELAY_S: float = 1.0
+    WORKER_MAX_CALLS: int = 10_000
+    WORKER_MAX_MIB: int = 2048
     IDLE_TTL_S: float = 10.0
     SUSPECT_WAIT_S: float = 3600.0
     TROUBLE_TTL_S: float = 600.0
@@ -119,6 +121,8 @@ MEANINGS = {
     "KILL_GRACE_S": "Seconds between SIGTERM and SIGKILL when a launcher ends",
     "USER_KILL_GRACE_S": "Seconds between SIGTERM and SIGKILL when a user kills a job",
     "START_DELAY_S": "Seconds from the last add_job or add_dependency of a process to the start of its jobs; 0: none",
+    "WORKER_MAX_CALLS": "Number of calls of an executor after which the process that makes them is replaced; 0: no limit",
+    "WORKER_MAX_MIB": "Memory in MiB above which, after a call, the process that has made it is replaced; 0: no limit",
     "IDLE_TTL_S": "Seconds that a launcher without work waits for more",
     "SUSPECT_WAIT_S": "Seconds after which jobs at whose side launchers died run before all others, and apart from them",
     "TROUBLE_TTL_S": "Seconds after which a launcher ends that runs nothing and can start nothing",

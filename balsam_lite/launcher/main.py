@@ -164,6 +164,7 @@ class _Setup:
             self._found.mpi,
             gpu_variables=hardware.gpu_variables(self._settings.GPU_VARIABLES),
             shares_host=self._found.are_shares,
+            worker_limits=(self._settings.WORKER_MAX_CALLS, self._settings.WORKER_MAX_MIB),
         )
         dead_marks = tuple(invocation.lease_mark(db_id, one) for one in dead)
         self._nodes.begin(context, self._settings, mode, self._lease, dead_marks)

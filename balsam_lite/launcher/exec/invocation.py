@@ -111,6 +111,7 @@ def make_context(
     rank: int = 0,
     gpu_variables: Sequence[str] = hardware.DEFAULT_GPU_VARIABLES,
     shares_host: bool = True,
+    worker_limits: tuple[int, int] = (0, 0),
 ) -> Context:
     """Return the context of the launcher with that `lease_mark`, or of another rank of it; its jobs inherit `environ`."""
     own = {name.encode() for name in JOB_VARIABLES}
@@ -119,7 +120,7 @@ def make_context(
     common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     data = os.path.join(db_directory, directories.DATA)
-    return Context(data, common, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
+    return Context(data, common, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host, worker_limits)
 
 
 class Invocation(NamedTuple):
@@ -243,10 +244,14 @@ def find_program(name: str, own: Mapping[bytes, bytes], directory: str, context:
     return found
 
 
+#: Splitting the line of an application for calls takes 0.1 ms.
+_split = lru_cache(maxsize=64)(field_specs.split_command)
+
+
 def _of_executable(claim: Claim) -> list[str]:
     assert claim.executable is not None
     try:
-        words = field_specs.split_command(claim.executable) + field_specs.split_command(claim.args)
+        words = [*_split(claim.executable), *(field_specs.split_command(claim.args) if claim.args else ())]
     except ValueError as exc:
         raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
     if not words:

@@ -57,6 +57,7 @@ class Begin(NamedTuple):
     grace_s: float  # between TERM and KILL for what has no launcher
     dead_marks: tuple[bytes, ...]  # run marks of dead launchers, whose processes are to end first
     gpu_variables: tuple[str, ...] = DEFAULT_GPU_VARIABLES  # these tell jobs their GPUs
+    worker_limits: tuple[int, int] = (0, 0)  # see `invocation.Context`
 
 
 def start(claim: Claim, place: Placement) -> tuple[Any, ...]:

@@ -203,6 +203,7 @@ class RemoteNodes(main.Nodes):
             settings.USER_KILL_GRACE_S,
             dead_marks,
             context.gpu_variables,
+            context.worker_limits,
         )
         end_runs(context.db_directory, settings.USER_KILL_GRACE_S, dead_marks)
         self._workers.begin(orders)

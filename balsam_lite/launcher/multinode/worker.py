@@ -51,6 +51,7 @@ class LocalExecutor:
             rank=self._rank,
             gpu_variables=orders.gpu_variables,
             shares_host=False,
+            worker_limits=orders.worker_limits,
         )
         if not os.path.isdir(context.data_directory):
             raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")

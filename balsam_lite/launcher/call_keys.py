@@ -1,18 +1,18 @@
 """Keys of calls: two calls have the same key if they call the same code with the same arguments.
 
 The key of a function is made of its module, its name, its code (comments and layout do not count), its default values, and the
-values of the variables that it closes over and of the global ones that its code names. Functions and classes among these count
-in the same way, and so on; other modules of the program by the contents of their files; Python and installed packages by their
-versions. The code is read when an executor gets the first call of a function.
+values, when the call is submitted, of the variables that it closes over and of the global ones that its code names. Functions
+and classes among these count in the same way, and so on; other modules of the program by the contents of their files; Python
+and installed packages by their versions.
 
-The key of an argument is made of its type and its value. Dicts and sets count regardless of their order; functions as above; of
-an object its attributes, or what pickle makes of it, not the code of its class. Data in files counts in neither: `version=` is
-for that.
+The key of an argument is made of its type and its value. Dicts and sets count regardless of their order; of an object what
+pickle would store, and its class like a function. Data in files counts in neither: `version=` is for that.
 """
 
 from __future__ import annotations
 
 import ast
+import copyreg
 import functools
 import hashlib
 import inspect
@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ..core import pickling
 from ..core.errors import InputError
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
@@ -33,7 +32,7 @@ _MAX_DEPTH = 100
 
 
 class KeyMaker:
-    """Makes keys. Reads the source of each function once.
+    """Makes keys. For one thread at a time.
 
     Args:
         known: returns what stands for a value in the key, or None: for futures, whose results are not known yet.
@@ -41,8 +40,8 @@ class KeyMaker:
 
     def __init__(self, version: Any, known: Callable[[Any], Any]) -> None:
         self._known = known
-        #: By id of a function or class, which is kept alive: it, its digest, and what its code names.
-        self._codes: dict[int, tuple[Any, bytes, list[Any]]] = {}
+        self._codes: dict[types.CodeType, tuple[str, list[str]]] = {}  # described, with the names of global variables
+        self._sources: dict[type, str] = {}
         self._named: list[Any] | None = None  # gets the functions and classes in what is being digested
         self._version = self._digest_of(version)
 
@@ -123,14 +122,17 @@ class KeyMaker:
                 yield from self._pieces(owner, depth + 1)
 
     def _object(self, value: Any, depth: int) -> Iterator[bytes]:
-        """Yield what identifies any other object."""
-        kind = type(value)
+        """Yield what identifies any other object: what pickle would store of it."""
         if _is_array(value):
             yield from (str(value.dtype).encode(), str(value.shape).encode(), value.tobytes())
-        elif hasattr(value, "__dict__") and not any(_overrides(kind, name) for name in _PICKLING):
-            yield from self._pieces(vars(value), depth + 1)
-        else:
-            yield pickling.dumps(value)
+            return
+        reduce = copyreg.dispatch_table.get(type(value))
+        found = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        if isinstance(found, str):  # the name of something global
+            yield from (_package(value.__module__) if _is_installed(value.__module__) else b"", found.encode())
+            return
+        made_by, args, state, items, pairs = (*found, None, None, None)[:5]
+        yield from self._pieces((made_by, args, state, list(items or ()), list(pairs or ())), depth + 1)
 
     def _joined(self, value: Any, depth: int) -> bytes:
         return b"".join(b"%d:%b" % (len(piece), piece) for piece in self._pieces(value, depth + 1))
@@ -150,32 +152,34 @@ class KeyMaker:
 
     def _own_code(self, value: Any) -> tuple[bytes, list[Any]]:
         """Return the digest of a function or class, and the functions and classes that its code names."""
-        if id(value) not in self._codes:
-            named: list[Any] = []
-            self._named = named
-            try:
-                digest = self._digest_of(list(_parts(value)))
-            finally:
-                self._named = None
-            self._codes[id(value)] = value, digest, named
-        _, digest, named = self._codes[id(value)]
-        return digest, named
+        named: list[Any] = []
+        before, self._named = self._named, named
+        try:
+            return self._digest_of(list(self._parts(value))), named
+        finally:
+            self._named = before
 
-
-def _parts(value: Any) -> Iterator[Any]:
-    """Yield what determines the effect of a function or class."""
-    yield from (_PYTHON, value.__module__, value.__qualname__, _source(value))
-    functions = [value]
-    if isinstance(value, type):
-        functions = [one for _, one in sorted(vars(value).items()) if isinstance(one, types.FunctionType)]
-        yield value.__bases__
-    for function in functions:
-        yield from (function.__defaults__, function.__kwdefaults__)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-            with suppress(ValueError):  # not assigned yet
-                yield from (name, cell.cell_contents)
-        for name in sorted(_global_names(function.__code__) & function.__globals__.keys()):
-            yield from (name, function.__globals__[name])
+    def _parts(self, value: Any) -> Iterator[Any]:
+        """Yield what determines the effect of a function or class."""
+        yield from (_PYTHON, value.__module__, value.__qualname__)
+        functions = [value]
+        if isinstance(value, type):
+            functions = [one for _, one in sorted(vars(value).items()) if isinstance(one, types.FunctionType)]
+            if value not in self._sources:
+                self._sources[value] = _source(value)
+            yield from (self._sources[value], value.__bases__)
+        for function in functions:
+            code = function.__code__
+            if code not in self._codes:
+                self._codes[code] = _described(code), sorted(_global_names(code))
+            described, names = self._codes[code]
+            yield from (described, function.__defaults__, function.__kwdefaults__)
+            for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+                with suppress(ValueError):  # not assigned yet
+                    yield from (name, cell.cell_contents)
+            for name in names:
+                if name in function.__globals__:
+                    yield from (name, function.__globals__[name])
 
 
 _PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -193,30 +197,27 @@ def _global_names(code: types.CodeType) -> set[str]:
     return found
 
 
-def _source(value: Any) -> str:
-    """Return the source as a tree, so that comments and layout do not count; the code where it has no source."""
-    if getattr(value, "__name__", "") != "<lambda>":  # whose source is the whole line
-        try:
-            return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(value))))
-        except (OSError, TypeError, SyntaxError, ValueError):
-            pass
-    if not isinstance(value, type):
-        return _described(value.__code__)
-    functions = sorted((name, one) for name, one in vars(value).items() if isinstance(one, types.FunctionType))
-    return repr([(name, _described(one.__code__)) for name, one in functions])
+def _source(value: type) -> str:
+    """Return the source of a class as a tree, so that comments and layout do not count; "" if it has none."""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(value))))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return ""
 
 
 def _described(code: types.CodeType) -> str:
-    constants = [_described(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
-    return repr((code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars))
+    """Return what the code does. (Its source may have been edited since it was imported.)"""
+    constants = [_constant(one) for one in code.co_consts]
+    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars, code.co_flags))
 
 
-#: Methods with which a class decides itself how its objects are pickled.
-_PICKLING = ("__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
-
-
-def _overrides(kind: type, name: str) -> bool:
-    return getattr(kind, name, None) is not getattr(object, name, None)
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _described(value)
+    if isinstance(value, (tuple, frozenset)):
+        parts = list(map(_constant, value))
+        return repr((type(value).__name__, parts if isinstance(value, tuple) else sorted(parts)))
+    return repr(value)
 
 
 def _is_array(value: Any) -> bool:

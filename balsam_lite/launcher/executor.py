@@ -61,7 +61,7 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         self._executor = executor
         self._status: JobStatus = JobStatus("", 0)  # until it is in the DB
         self._number = 0
-        self._is_shared = False  # with another future, or whoever added the job
+        self._is_shared = False  # the job was added by another future, perhaps of another process
 
     @property
     def number(self) -> int:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import decimal
+import enum
+import fractions
 import functools
 import math
+import os
+import re
+import subprocess
 import sys
 import threading
 import types
+from array import array
+from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from balsam_lite.core.errors import InputError
 from balsam_lite.launcher.call_keys import KeyMaker
@@ -149,6 +159,74 @@ def test_closures_and_lambdas_count_by_what_they_close_over(made):
     assert key(module.closing(1), 1) == key(module.closing(1), 1) != key(module.closing(2), 1)
     assert key(lambda x: x + 1, 1) != key(lambda x: x + 2, 1)
     assert key(made().closing(1), 1) == key(made(("x + n", "x + n  # ")).closing(1), 1)
+
+
+class Words(list):
+    """A list with attributes."""
+
+
+class Slotted:
+    __slots__ = ("x",)
+
+    def __init__(self, x):
+        self.x = x
+
+
+@dataclasses.dataclass
+class Data:
+    x: object
+
+
+def test_objects_count_by_all_that_they_hold():
+    words = Words("ab")
+    words.kind = "x"
+    objects = [Words("ab"), Words("ac"), words, Slotted(1), Slotted(2), Data(1), Data({1, 2}), OrderedDict(a=1, b=2)]
+    objects += [
+        OrderedDict(b=2, a=1),
+        defaultdict(list, a=[1]),
+        defaultdict(list),
+        defaultdict(int),
+        re.compile("a"),
+        Colour.RED,
+    ]
+    objects += [re.compile("a", re.IGNORECASE), Colour.BLUE, Counter("ab"), Counter("abb"), array("d", [1]), array("d", [2])]
+    objects += [decimal.Decimal("1.0"), decimal.Decimal("1.00"), fractions.Fraction(1, 2), ValueError("a"), ValueError("b")]
+    keys = [key(pow, one) for one in objects]
+    assert len(set(keys)) == len(objects)
+    assert key(pow, Data({"a", "b", "c"})) == key(pow, Data({"c", "b", "a"}))
+
+
+class Colour(enum.Enum):
+    RED, BLUE = 1, 2
+
+
+def test_values_of_variables_count_as_they_are_at_each_call(made):
+    module = made()
+    maker = KeyMaker(None, lambda value: None)
+    kept = [1]
+    by_closure, by_global = (lambda: kept), module.deep
+    before = [maker.key(fn, [], {}) for fn in (by_closure, by_global, module.even)]
+    kept.append(2)
+    module.FACTOR = 5
+    after = [maker.key(fn, [], {}) for fn in (by_closure, by_global, module.even)]
+    assert [old == new for old, new in zip(before, after)] == [False, False, True]
+
+
+def test_keys_are_the_same_in_another_process(tmp_path):
+    """Hashes of text differ from process to process, and with them the order of sets, also of constants."""
+    (tmp_path / "code_with_sets.py").write_text("def f(x): return x in {'a', 'b', 'c', 'd'}, {'x': 1}.get(x)\n")
+    code = (
+        "import code_with_sets as c; from balsam_lite.launcher.call_keys import KeyMaker; "
+        "print(KeyMaker(None, lambda value: None).key(c.f, [{'p', 'q', 'r'}, {'a': 1, 'b': 2}], {}))"
+    )
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1 and found.pop().startswith("call:")
 
 
 def test_what_is_known_stands_for_a_value():

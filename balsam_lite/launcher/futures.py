@@ -152,10 +152,11 @@ class FutureTask:
         return f"<FutureTask {self.job.cute_id} {self._status.state or 'deleted'}>"
 
 
-def _release(database: Database) -> None:
-    """Let the jobs that this process holds back start, because it waits for jobs."""
-    from ..db.store import held_back
+def _release(database: Database, waited_for: Iterable[JobStatus] = ()) -> None:
+    """Let the jobs that this process holds back start, because it waits for jobs. Raise StateError if one of them cannot."""
+    from ..db.store import held_back, journal
 
+    journal.refuse_wait(database, (status.number for status in waited_for))
     held_back.release(database)
 
 
@@ -252,7 +253,7 @@ def _rounds(
     with progress_bar(len(tasks), progress, "job") as advance, Waiter(poll_s) as waiter:
         for database, statuses in by_database.items():
             waiter.add(database, statuses)
-            _release(database)
+            _release(database, statuses)
         for ended in waiter.rounds(timeout):
             completed = [task for status in ended for task in by_status[status]]
             advance(len(completed))

@@ -17,7 +17,7 @@ from helpers import ROOT, Balsam, db_with_app
 from balsam_lite.compat import importer
 from balsam_lite.compat import models as compat
 from balsam_lite.compat.transaction import atomic, on_commit
-from balsam_lite.core.errors import InputError, InvalidSpec, NotFound, UnknownField
+from balsam_lite.core.errors import InputError, InvalidSpec, NotFound, StateError, UnknownField
 from balsam_lite.db import models
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import journal
@@ -424,6 +424,22 @@ def test_a_block_inside_another_one_takes_back_only_its_own_writes(database: Dat
     assert called == ["one"] and compat.BalsamJob.objects.count() == 2
     on_commit(lambda: called.append("now"))
     assert called == ["one", "now"]
+
+
+def test_a_wait_for_a_job_of_the_open_block_is_refused(database: Database) -> None:
+    from balsam_lite.launcher.futures import FutureTask, wait
+
+    before = FutureTask(job())
+    with atomic():
+        task = FutureTask(job())
+        with pytest.raises(StateError, match="starts when the block ends"):
+            task.result(timeout=5)
+        with pytest.raises(StateError, match="starts when the block ends"):
+            wait([before, task], timeout=5)
+        with pytest.raises(TimeoutError):
+            wait([before], timeout=0.01)
+    with pytest.raises(TimeoutError):
+        task.result(timeout=0.01)
 
 
 def test_what_others_wrote_meanwhile_stays(database: Database) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Union
 
 from ...core.clock import SECOND_US, SystemClock
+from ...core.errors import StateError
 from ..engine.connection import Database
 
 #: Seconds after which a job that a block has added starts although the block goes on, or its process has died.
@@ -89,6 +90,20 @@ def start_after(db: Database, given: int | None) -> int | None:
     """Return when jobs that are added now may start: in a block not before its end, else as `given`."""
     journal = current()
     return SystemClock.now_us() + MAX_HOLD_S * SECOND_US if journal is not None and journal.db is db else given
+
+
+def refuse_wait(db: Database, jobs: Iterable[int]) -> None:
+    """Raise StateError if one of these jobs was added in the open block, whose end they wait for."""
+    journal = current()
+    if journal is None or journal.db is not db:
+        return
+    added = [range(entry.first, entry.last + 1) for entry in journal.entries if isinstance(entry, AddedJobs)]
+    for job in jobs:
+        if any(job in numbers for numbers in added):
+            raise StateError(
+                f"Job #{job} was added in this `with transaction.atomic()` and starts when the block ends.",
+                hint="Wait for it after the block.",
+            )
 
 
 def note_jobs(db: Database, first: int, number: int, held_until_us: int | None) -> None:

@@ -217,7 +217,11 @@ def _type_of(arrow: Any, is_time: bool, found: set[type]) -> Any:
 
 def _array(arrow: Any, name: str, kind: Any, column: list[Any]) -> Any:
     if kind == arrow.string():
-        return arrow.array([value if value is None or type(value) is str else _cell_text(value) for value in column], kind)
+        texts = [value if value is None or type(value) is str else _cell_text(value) for value in column]
+        try:
+            return arrow.array(texts, kind)
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
+            return arrow.array([text and text.encode("utf-8", "backslashreplace").decode() for text in texts], kind)
     if arrow.types.is_timestamp(kind):
         return arrow.array(column, arrow.string()).cast(kind)
     try:

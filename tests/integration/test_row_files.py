@@ -112,6 +112,15 @@ def test_parquet_of_mixed_values_is_text_and_of_numbers_a_number(tmp_path: Path)
     }  # fmt: skip
 
 
+def test_half_a_surrogate_pair_is_an_escape_in_every_file(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for form in ("csv", "jsonl", "parquet"):
+        assert writers.write_file(form, ["a"], [["x\ud800"], [None], ["ü"]], str(tmp_path / form)) == 3
+    assert (tmp_path / "csv").read_text().splitlines() == ["a", "x\\ud800", '""', "ü"]
+    assert json.loads((tmp_path / "jsonl").read_text().splitlines()[0]) == {"a": "x\ud800"}
+    assert parquet.read_table(tmp_path / "parquet").column("a").to_pylist() == ["x\\ud800", None, "ü"]
+
+
 def test_parquet_without_pyarrow_names_the_package(
     balsam: Balsam, db: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

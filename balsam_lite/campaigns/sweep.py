@@ -33,16 +33,18 @@ class DecimalRange(Sequence[str]):
 
     def __init__(self, start: str, stop: str, step: str = "") -> None:
         """Raises InvalidSpec: the step is 0 or leads away from `stop`, or a number has too many digits."""
-        self._start, last = _decimal(start), _decimal(stop)
-        self._step = _decimal(step) if step else Decimal(1 if last >= self._start else -1)
+        first, last = _decimal(start), _decimal(stop)
+        width = _decimal(step) if step else Decimal(1 if last >= first else -1)
+        # Whole numbers of the smallest decimal place are exact, and fast.
+        self._places = max(0, *(-_exponent(one) for one in (first, last, width)))
+        self._start, end, self._step = (int(_EXACT.scaleb(one, self._places)) for one in (first, last, width))
         shown = ":".join(filter(None, (start, stop, step)))
         if not self._step:
             raise InvalidSpec(f"The range {shown} has the step 0")
-        steps = _EXACT.divide_int(_EXACT.subtract(last, self._start), self._step)
-        if steps < 0 or (last - self._start) * self._step < 0:
-            sign = "negative" if last < self._start else "positive"
+        self._size = (end - self._start) // self._step + 1
+        if self._size < 1:
+            sign = "negative" if end < self._start else "positive"
             raise InvalidSpec(f"The range {shown} has no values: its step must be {sign}")
-        self._size = int(steps) + 1
 
     def __len__(self) -> int:
         return self._size
@@ -56,9 +58,17 @@ class DecimalRange(Sequence[str]):
             return [self[one] for one in range(*place.indices(self._size))]
         if not 0 <= place < self._size:
             raise IndexError(place)
-        value = _EXACT.add(self._start, _EXACT.multiply(self._step, Decimal(place)))
-        text = format(value, "f")
-        return (text.rstrip("0").rstrip(".") if "." in text else text) if value else "0"
+        value = self._start + self._step * place
+        if not self._places:
+            return str(value)
+        digits = str(abs(value)).rjust(self._places + 1, "0")
+        text = f"{digits[: -self._places]}.{digits[-self._places :]}".rstrip("0").rstrip(".")
+        return f"-{text}" if value < 0 else text
+
+
+def _exponent(value: Decimal) -> int:
+    exponent = value.as_tuple().exponent
+    return exponent if isinstance(exponent, int) else _MAX_EXPONENT + 1
 
 
 def _decimal(text: str) -> Decimal:
@@ -66,9 +76,7 @@ def _decimal(text: str) -> Decimal:
         value = Decimal(text.strip())
     except InvalidOperation:
         raise InvalidSpec(f"{text!r} is no decimal number") from None
-    parts = value.as_tuple()
-    exponent = parts.exponent if isinstance(parts.exponent, int) else _MAX_EXPONENT + 1
-    if len(parts.digits) > _MAX_DIGITS or abs(exponent) > _MAX_EXPONENT:
+    if len(value.as_tuple().digits) > _MAX_DIGITS or abs(_exponent(value)) > _MAX_EXPONENT:
         raise InvalidSpec(f"{text!r} has too many digits for a range: at most {_MAX_DIGITS}, and {_MAX_EXPONENT} zeros")
     return value
 

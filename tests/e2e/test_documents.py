@@ -18,6 +18,7 @@ RUN = {
     "guides/campaign_files": (),
     "guides/dependencies_and_files": ("JOB_FINISHED (stale)",),
     "guides/executor": (),
+    "guides/many_jobs": ("JOB_FINISHED",),
     "guides/hooks_and_retries": ("USER_KILLED", "POSTPROCESSED"),
     "guides/plots": ("jobs done", "Time since"),
     "guides/python_api": (),

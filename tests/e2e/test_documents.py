@@ -22,6 +22,7 @@ RUN = {
     "guides/hooks_and_retries": ("USER_KILLED", "POSTPROCESSED"),
     "guides/plots": ("jobs done", "Time since"),
     "guides/python_api": (),
+    "guides/results": ("-150.0 UTC", "point-T500"),
     "guides/sites_and_ssh": ("demo/hello",),
 }
 

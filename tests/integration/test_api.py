@@ -449,11 +449,11 @@ def test_an_application_is_found_by_number_and_name_at_its_site(two: tuple[Site,
     assert Job.objects.create(app_id="Plain", workdir="y").site_name == "b"
 
 
-def test_parents_are_of_the_same_site_and_say_which(two: tuple[Site, Site]) -> None:
+def test_parents_say_which_site_is_meant_and_may_be_of_another_one(two: tuple[Site, Site]) -> None:
     parent = saved("b")
     assert Job.objects.create(app_id="Plain", workdir="x", parent_ids=[parent.id]).site_name == "b"
-    with pytest.raises(errors.InvalidSpec, match="site b"):
-        saved("a", parent_ids=[parent.id])
+    child = saved("a", parent_ids=[parent.id])
+    assert [one.site.name for one in child.parent_ids] == ["b"] and child.state == "AWAITING_PARENTS"
     with pytest.raises(errors.BalsamError, match="99"):
         saved("a", parent_ids=[99])
 

@@ -30,8 +30,12 @@ __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
 
 
 def add_job(name: str, workflow: str = "", application: str = "", *positional: Any, **fields: Any) -> BalsamJob:
-    """Add a job as `launcher.dag.add_job` does; fields may have the names of Balsam 0.3, such as `procs_per_node`."""
-    return BalsamJob.of(dag.add_job(name, workflow, application, *positional, **by_present_name(fields)))
+    """Add a job as `launcher.dag.add_job` does; fields may have the names of Balsam 0.3, such as `procs_per_node`.
+
+    None is as good as no value.
+    """
+    given = {field: value for field, value in fields.items() if value is not None}
+    return BalsamJob.of(dag.add_job(name, workflow, application, *positional, **by_present_name(given)))
 
 
 def clone(job: Any, **fields: Any) -> BalsamJob:

@@ -244,7 +244,7 @@ class BalsamJob(models.BalsamJob):
     _parents_to_set: list[str] | None = None  # assigned, and not saved yet
 
     def __init__(self, **fields: Any) -> None:
-        given = by_present_name(fields)
+        given = by_present_name({name: value for name, value in fields.items() if value is not None})
         parents = given.pop("parents", None)
         super().__init__(**given)
         if parents is not None:

@@ -1,4 +1,4 @@
-"""An ensemble of libEnsemble 0.7 or 0.8 whose simulations are jobs of a Balsam DB: python libensemble_balsam_03.py"""
+"""An ensemble of libEnsemble 0.8 whose simulations are jobs of a Balsam DB: python libensemble_balsam_03.py"""
 
 import os
 import sys

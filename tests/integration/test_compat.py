@@ -316,7 +316,7 @@ def test_reports_take_the_times_of_states_or_nothing(database: Database, run_bal
 def test_functions_of_dag_give_jobs_of_this_kind(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from balsam_lite.compat import dag
 
-    made = dag.add_job("x", "w", "a", procs_per_node=2)
+    made = dag.add_job("x", "w", "a", procs_per_node=2, mpi_flags=None, description=None)
     assert isinstance(made, compat.BalsamJob) and made.ranks_per_node == 2
     assert dag.clone(made, application_args="y").application_args == "y"
     assert isinstance(dag.add_app("b", "true"), compat.ApplicationDefinition)

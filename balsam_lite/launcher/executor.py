@@ -67,8 +67,7 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
     def number(self) -> int:
         """The number of the job. Raises what adding it has raised."""
         if not self._number:
-            with self._executor._has_added:
-                self._executor._has_added.wait_for(lambda: self._number or self.done())
+            self._executor._await_number(self)
             if not self._number:
                 error = None if self.cancelled() else self.exception()
                 raise error or concurrent.futures.CancelledError
@@ -501,6 +500,23 @@ class BalsamExecutor(concurrent.futures.Executor):
         if task.key:
             own["unique_key"] = task.key
         return {"name": task.name, **self._fields, **own}
+
+    def _await_number(self, future: BalsamFuture) -> None:
+        """Wait until a call is added, or refused.
+
+        Raises:
+            RuntimeError: this is a callback of a future, and `max_workers` keeps the call from being added.
+        """
+        if threading.current_thread() is not self._thread:
+            with self._has_added:
+                self._has_added.wait_for(lambda: future._number or future.done())
+            return
+        left = -1
+        while not (future._number or future.done()):  # the thread that adds them has called the callback
+            if len(self._to_add) == left:
+                raise RuntimeError("A callback cannot wait for a call that max_workers keeps back.")
+            left = len(self._to_add)
+            self._insert_new()
 
     def _flush(self) -> None:
         """Wait until all that was submitted is added, or refused."""

@@ -567,6 +567,29 @@ def test_a_failed_call_is_repeated_and_a_waiting_one_is_shared(bench, calls, tmp
 # --- cancelling and the end -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("max_workers", [None, 1])
+def test_callbacks_may_submit_and_cancel_calls(executor, bench, calls, max_workers):
+    """They are called by the thread that adds jobs."""
+    seen: list[object] = []
+    done = threading.Event()
+
+    def act(future):
+        try:
+            new = second.submit(calls.square, future.result())
+            seen.append(second.submit(calls.ident, [new]) if max_workers is None else new)
+            other = second.submit(calls.square, 5)
+            seen.append(other.cancel())
+            seen.append(new.number > 0)
+        finally:
+            done.set()
+
+    with BalsamExecutor(max_workers=max_workers, name="second") as second:
+        second.submit(calls.square, 2).add_done_callback(act)
+        assert done.wait(30)
+        assert seen[1:] == [True, True]
+        assert seen[0].result(30) == ([16] if max_workers is None else 16)
+
+
 def test_what_has_not_started_can_be_cancelled_and_what_runs_cannot(bench, calls, tmp_path):
     executor = BalsamExecutor()
     gate = str(tmp_path / "gate")

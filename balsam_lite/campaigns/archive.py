@@ -42,7 +42,7 @@ COMMANDS = ("executable", "preprocess", "postprocess", "handle_error", "handle_t
 _MAX_MANIFEST_BYTES, _MAX_LINE_BYTES = 16 << 20, 256 << 20
 #: Free space that is left on a disk.
 _RESERVE_BYTES = 64 << 20
-_OWN_KEYS = frozenset(("number", "job_id", "failure", "parents", "absent_parents", "folder", "dropped_environ"))
+_OWN_KEYS = frozenset(("number", "job_id", "failure", "parents", "absent_parents", "folder", "dropped_environ", "result"))
 _RUN_TIMES = ("started", "ended")
 
 

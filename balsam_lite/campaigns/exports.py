@@ -82,7 +82,7 @@ def export(
                 numbers = full_records.numbers_of(cx, where)
                 if not numbers:
                     raise NotFound("No job matches; nothing was exported.", hint="`balsam ls` shows the jobs.")
-                for page in full_records.read(cx, numbers):
+                for page in full_records.read(cx, numbers, os.path.join(db.directory, directories.DATA)):
                     for record in page:
                         found.write(record, spools, folders)
                     if crate:
@@ -205,7 +205,8 @@ def _job_line(record: FullRecord) -> dict[str, Any]:
             row[name] = json.loads(value) if name in _OBJECTS else bool(value) if name in _FLAGS else value
     row.update({name: iso_us(row[name]) for name in _TIMES if row.get(name)})
     others = {"failure": record.failure, "parents": record.parents, "absent_parents": record.absent_parents}
-    return {**row, **{name: value for name, value in others.items() if value}}
+    row.update({name: value for name, value in others.items() if value})
+    return row if record.result is None else {**row, "result": json.loads(record.result)}
 
 
 def _event_line(job: int, time_us: int, before: str, after: str, message: str, data: str | None) -> dict[str, Any]:

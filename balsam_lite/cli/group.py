@@ -83,6 +83,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Campaigns": {
         "export": Entry("exchange", "export", "write jobs with history and files to an archive"),
+        "diff": Entry("diff", "diff", "compare two sets of jobs: parameters, states, run times, results"),
         "import": Entry("exchange", "import_jobs", "add the jobs of an archive to this DB"),
     },
     "Database": {

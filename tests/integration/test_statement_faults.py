@@ -319,7 +319,7 @@ WRITING: dict[str, tuple[Case, ...]] = {
 #: What is tried elsewhere or writes nothing into a DB, and why.
 OTHERS = {
     "app ls job ls ls which log notify plot report queue ls site ls site sample-settings": "they only read",
-    "tail show status sql results export": "they only read",
+    "tail show status sql results export diff": "they only read",
     "completion": "it prints a script",
     "watch": "it only reads until a key is pressed that kills or runs again, as killjob and rerun do",
     "wait": "it only registers itself, as waits in Python do; see test_waits.py",

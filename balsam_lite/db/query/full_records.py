@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ...core import field_specs
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
-from . import edits, queries, runs, select
+from . import edits, queries, results, runs, select
 from .operators import execute
 from .runs import Run
 
@@ -32,7 +32,8 @@ class FullRecord(NamedTuple):
     runs: list[Run]
     edits: list[dict[str, Any]]  # as `edits.edits` shows them
     parents: list[int]  # of the jobs that are read
-    absent_parents: list[str]  # UUIDs of its other parents
+    absent_parents: list[str]  # UUIDs of its other parents, also of those at other sites
+    result: str | None  # JSON of what a call or a function has returned, if that is plain
 
 
 @contextmanager
@@ -61,13 +62,13 @@ def numbers_of(cx: sqlite3.Connection, where: select.Given) -> array[int]:
     return array("q", (row[0] for row in execute(cx, *select.statement(cx, "job.id", where))))
 
 
-def read(cx: sqlite3.Connection, numbers: array[int]) -> Iterator[list[FullRecord]]:
-    """Yield the jobs with these numbers, in order, in pages."""
+def read(cx: sqlite3.Connection, numbers: array[int], data_directory: str) -> Iterator[list[FullRecord]]:
+    """Yield the jobs with these numbers, in order, in pages. `data_directory` is that of the DB."""
     for start in range(0, len(numbers), _PAGE):
-        yield _page(cx, numbers[start : start + _PAGE], numbers)
+        yield _page(cx, numbers[start : start + _PAGE], numbers, data_directory)
 
 
-def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int]) -> list[FullRecord]:
+def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int], data_directory: str) -> list[FullRecord]:
     rows = queries.columns_of(cx, some, ("job_id", *_NAMES, "failure"))
     causes = dict(cx.execute("SELECT id, cause FROM failure"))
     parents: dict[int, list[tuple[int, str]]] = {}
@@ -83,6 +84,8 @@ def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int]) -> li
         CROSS JOIN event INDEXED BY event_job ON event.job = one.value ORDER BY event.job, event.id"""
     for job, *event in cx.execute(sql, (listed,)):
         events.setdefault(job, []).append(tuple(event))
+    found_results = results.page(cx, {"id": list(some)}, (results.RESULT,), 0, _PAGE, "", data_directory)
+    returned: dict[int, str | None] = {row[0]: row[1] for row in found_results}
     ran = runs.runs_of_each(cx, some)
     edited: dict[int, list[dict[str, Any]]] = {}
     for edit in edits.edits(cx, some):
@@ -104,6 +107,7 @@ def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int]) -> li
                 edited.get(number, []),
                 [parent for parent, is_inside in inside.items() if is_inside],
                 [one for parent, one in parents.get(number, ()) if not inside[parent]],
+                returned.get(number),
             )
         )
     return found

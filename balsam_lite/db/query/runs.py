@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Causes of an end that was not seen: `ended` is when the job was freed, so that the run time is not known.
-_UNSEEN = ("launcher died", "node lost", "unknown")
+UNSEEN_CAUSES = ("launcher died", "node lost", "unknown")
 
 
 #: States to which a claim goes back whose program has not started.
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     @property
     def runtime_us(self) -> int | None:
         """Return how long it ran; None if that is unknown, or it still runs."""
-        if self.started_us is None or self.ended_us is None or self.cause in _UNSEEN:
+        if self.started_us is None or self.ended_us is None or self.cause in UNSEEN_CAUSES:
             return None
         return self.ended_us - self.started_us
 
@@ -156,7 +156,7 @@ def _of_last_run(expression: str) -> str:
 
 LEASE = _of_last_run("run.lease")
 #: How long the row of `run` ran, in seconds; NULL if that is unknown.
-RUNTIME_S = f"CASE WHEN run.cause NOT IN ({sql_list(_UNSEEN)}) THEN (run.ended - run.started) / {SECOND_US}.0 END"
+RUNTIME_S = f"CASE WHEN run.cause NOT IN ({sql_list(UNSEEN_CAUSES)}) THEN (run.ended - run.started) / {SECOND_US}.0 END"
 #: Name -> (expression of SQL, kind as in `fields.Column`) of what is known of a job's last run.
 OF_JOB = {
     "started": (_of_last_run("run.started"), "time"),

@@ -187,7 +187,7 @@ def _stem(name: str) -> str:
 
 
 #: The application of `CommandRows`: bash runs each line.
-COMMANDS_APP = {"name": "commands", "executable": "bash -c", "description": "Command lines of balsam job --commands"}
+COMMANDS_APP: Row = {"name": "commands", "executable": "bash -c", "description": "Command lines of balsam job --commands"}
 
 
 class CommandRows:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..campaigns import job_rows, readers, sweep
-from ..core.errors import BalsamError, InputError, InvalidSpec
+from ..core.errors import BalsamError, InputError
 from ..sites.interface import Row, SiteInterface
 from . import output
 from .common import confirm_or_end, progress_of, say, warn
@@ -56,8 +56,6 @@ def add(target: SiteInterface, options: Mapping[str, Any], fields: Row, app: Row
             source = readers.Commands(options["commands"])
             rows: Any = job_rows.CommandRows(source, fields)
             reader = stack.enter_context(source)
-            if yes and not options["dry_run"]:
-                _register_commands(target)
         elif options["from_file"] is not None:
             table = _open_table(options)
             reader = stack.enter_context(table)
@@ -77,7 +75,8 @@ class _ManyJobs:
     def __init__(self, target: SiteInterface, rows: Any, options: Mapping[str, Any], reader: readers.RowReader | None) -> None:
         self._target, self._rows, self._reader = target, rows, reader
         self._unique, self._on_duplicate = options["unique"], options["on_duplicate"] or "refuse"
-        self._is_dry_run, self._is_commands = options["dry_run"], options["commands"] is not None
+        self._is_dry_run = options["dry_run"]
+        self._new_app = job_rows.COMMANDS_APP if options["commands"] is not None else None
         self._number = 0
         self._first: Row | None = None
         self._last: Row | None = None
@@ -106,9 +105,7 @@ class _ManyJobs:
         with progress_of(self._total()) as progress:
             self._target.progress = progress
             rows = self._noted(job_rows.with_keys(self._rows, self._unique) if self._unique else self._rows)
-            if dry_run and self._is_commands:  # whose application may not be there yet
-                return {"jobs": sum(1 for _ in rows), "skipped": 0, "first": 0, "existing": []}
-            added = self._target.add_jobs(rows, self._on_duplicate, dry_run)
+            added = self._target.add_jobs(rows, self._on_duplicate, dry_run, self._new_app)
         if not self._number:
             raise InputError(f"{self._reader.name if self._reader else 'The sweep'} has no jobs; nothing was added.")
         if self._reader is not None and self._reader.is_cut and self._reader.name == "stdin":
@@ -206,17 +203,3 @@ def _parameters(target: SiteInterface, app: Row | None, table: readers.RowReader
         raise click.UsageError("Which application? Give --app, or a column `application`.")
     apps = [app] if app is not None and columns is not None and not has_app else target.select("app")
     return list(dict.fromkeys(name for one in apps for name in one["parameters"]))
-
-
-def _register_commands(target: SiteInterface) -> None:
-    """Register the application that runs lines of commands, unless it is there."""
-    wanted = job_rows.COMMANDS_APP
-    found = target.select("app", {"name": wanted["name"]})
-    if not found:
-        target.create("app", [wanted])
-    elif found[0]["executable"] != wanted["executable"]:
-        raise InvalidSpec(
-            f"--commands needs the application {wanted['name']!r} for itself, but it is registered with another command line: "
-            f"{found[0]['executable'] or 'a Python class'}",
-            hint="Rename that application, for example `balsam modify --type apps commands name my-commands`.",
-        )

@@ -167,7 +167,9 @@ class SiteInterface(Protocol):
             UnknownField, InvalidSpec, DuplicateKey (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
         """
 
-    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+    def add_jobs(
+        self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False, new_app: Row | None = None
+    ) -> Row:
         """Add very many jobs; all or none. Return {"first": id of the first new one, "jobs": number of new ones, "skipped":
         number of those not added because another job has their unique_key, "existing": ids of the first of those jobs}.
 
@@ -178,6 +180,7 @@ class SiteInterface(Protocol):
         Args:
             on_duplicate: "skip" leaves out jobs whose unique_key exists; "refuse" raises DuplicateKey.
             dry_run: only raise what would be raised, and count.
+            new_app: an application to register together with the jobs, unless it is there.
 
         Raises:
             as `create`, with the number of the row.

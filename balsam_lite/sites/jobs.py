@@ -21,6 +21,7 @@ from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
 from ..db.store import graph, insert, job_changes, large_writes, pieces, remote_parents, trash, unique_keys, user_actions
+from ..db.store.apps import AppChange
 from ..db.store.transitions import with_payload
 from . import workdirs
 from .interface import Row
@@ -303,12 +304,25 @@ def add(
     rows: Iterable[Row],
     on_duplicate: str = unique_keys.REFUSE,
     dry_run: bool = False,
+    new_app: Row | None = None,
     progress: large_writes.Progress | None = None,
 ) -> Row:
     """Add jobs, in constant memory; see `SiteInterface.add_jobs`."""
     with db.read() as cx:
-        apps = Apps(select.apps(cx))
-    make = JobMaker(apps, Settings.load(db.directory).GPUS_PER_NODE)
+        known = select.apps(cx)
+    changes = []
+    for app in [new_app] if new_app else ():
+        found = next((row for row in known if row["name"] == app["name"]), None)
+        if found is None:
+            changes.append(AppChange(app, is_new=True))
+            known.append({"id": None, "kind": "command", "parameters": {}, "definition": {}, "command_template": "", **app})
+        elif found["executable"] != app["executable"]:
+            raise InvalidSpec(
+                f"The application {app['name']!r} is registered with another command line than {app['executable']}: "
+                f"{found['executable'] or 'a Python class'}",
+                hint=f"Rename it, for example `balsam modify --type apps {app['name']} name my-{app['name']}`.",
+            )
+    make = JobMaker(Apps(known), Settings.load(db.directory).GPUS_PER_NODE)
 
     def jobs() -> Iterator[Row]:
         for number, row in enumerate(rows, 1):
@@ -321,7 +335,7 @@ def add(
                 job["parents"] = [*row.get("parent_ids", ()), *given]
             yield job
 
-    added = insert.add_jobs(db, jobs(), progress, on_duplicate=on_duplicate, dry_run=dry_run)
+    added = insert.add_jobs(db, jobs(), progress, on_duplicate=on_duplicate, dry_run=dry_run, apps=changes)
     if not added.skipped:
         return {"first": added.first, "jobs": added.number, "skipped": 0, "existing": []}
     return {

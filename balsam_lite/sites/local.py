@@ -233,9 +233,11 @@ class LocalSite:
         made: list[Row] = _keeper(kind).create(self.database, rows, *options) if rows else []
         return made
 
-    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+    def add_jobs(
+        self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False, new_app: Row | None = None
+    ) -> Row:
         """Add very many jobs."""
-        added: Row = _keeper("job").add(self.database, rows, on_duplicate, dry_run, self.progress)
+        added: Row = _keeper("job").add(self.database, rows, on_duplicate, dry_run, new_app, self.progress)
         return added
 
     def check_jobs(self, rows: Sequence[Row]) -> None:

@@ -347,7 +347,15 @@ def test_commands_run_by_bash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 def test_the_application_of_commands_must_be_free(balsam: Balsam, db: Database, write: Write) -> None:
     balsam("app", "--name", "commands", "--executable", "other")
     code, _, errors = balsam("job", "--commands", write("a\n", "c"), "--yes")
-    assert (code, "registered with another command line: other" in errors) == (2, True)
+    assert (code, "is registered with another command line than bash -c: other" in errors) == (2, True)
+
+
+def test_the_application_of_commands_comes_with_the_jobs_or_not_at_all(balsam: Balsam, db: Database, write: Write) -> None:
+    assert balsam("job", "--commands", write("a\nb \\\n", "c"), "--yes")[0] == 2
+    assert [app["name"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["sim", "model"]
+    assert balsam("job", "--commands", write("a\n", "c"), "--yes")[0] == 0
+    assert balsam("job", "--commands", write("a\n", "c"), "--yes")[0] == 0
+    assert [app["name"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["sim", "model", "commands"]
 
 
 def test_a_dry_run_of_commands_writes_nothing(balsam: Balsam, db: Database, write: Write) -> None:
@@ -388,6 +396,24 @@ def test_ctrl_c_in_the_middle_adds_nothing(db: Database) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert jobs(db) == []
+
+
+def test_ctrl_c_while_the_jobs_are_inserted_adds_nothing(db: Database, write: Write) -> None:
+    path = write("args\n" + "1\n" * 60_000)
+    words = [*BALSAM, "job", "--from-file", path, "--app", "sim", "--unique", "name", "--yes"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env={**environment(), "BALSAM_DB_PATH": db.directory})
+
+    def hidden() -> bool:
+        with db.read() as cx:
+            return bool(cx.execute("SELECT 1 FROM large_write WHERE has_keys AND done > 0").fetchone())
+
+    wait_until(lambda: hidden() or process.poll() is not None, 120)
+    assert process.poll() is None, "it was too quick"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert jobs(db) == []
+    assert feed(["job", "--from-file", path, "--app", "sim", "--unique", "name", "--dry-run"], b"", db).returncode == 0
 
 
 def _is_reading(pid: int) -> bool:

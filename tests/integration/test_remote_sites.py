@@ -37,7 +37,7 @@ from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.sites import fanout
 from balsam_lite.sites.interface import SiteInterface
 from balsam_lite.sites.local import LocalSite
-from balsam_lite.sites.rpc import protocol, ssh
+from balsam_lite.sites.rpc import protocol, remote, ssh
 from balsam_lite.sites.rpc.protocol import respond
 from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteSite
 
@@ -466,6 +466,38 @@ def test_results_of_another_host_are_those_of_a_site_here(far: Far, db: str, cap
     added = registry.add(db, "far-results", HOST, far.balsam())
     assert main(["results", "--site", "far-results", "--columns", "name,data", "--sort", "-name", "--format", "csv"]) == 0
     assert capsys.readouterr().out == "name,data.fit.a,data.energy\nj2,,\nj1,1,\nj0,,nan\n"
+    registry.forget(added.number)
+
+
+def test_many_jobs_are_added_at_another_host_as_here(
+    far: Far, db: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = LocalSite(SiteEntry(0, "here", db))
+    there.create("app", [{"name": "say", "executable": "echo"}])
+    added = registry.add(db, "far-intake", HOST, far.balsam())
+    table = tmp_path / "t.csv"
+    table.write_text("name,parents,unique_key\nb,a,\na,,k\n")
+    words = ["job", "--from-file", str(table), "--app", "say", "--workflow", "w", "--site", "far-intake"]
+    assert main([*words, "--yes"]) == 0
+    assert main([*words, "--yes", "--on-duplicate", "skip"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "Added 2 jobs to database: #1 to #2",
+        "Added 1 job to database: #3",
+        "Skipped 1 job whose unique key is there already: #2",
+    ]
+    assert [job["parent_ids"] for job in there.select("job")] == [[2], [], [2]]
+    table.write_text("name,num_nodes\na,1\nb,x\n")
+    assert main([*words, "--yes"]) == 2
+    assert "t.csv, line 3, column 2: job num_nodes must be a whole number" in capsys.readouterr().err
+    commands = tmp_path / "c.txt"
+    commands.write_text("echo 1\necho 2\n")
+    assert main(["job", "--commands", str(commands), "--yes", "--site", "far-intake"]) == 0
+    assert [app["name"] for app in there.select("app")] == ["say", "commands"]
+    monkeypatch.setattr(remote, "MAX_SENT_JOBS", 1)
+    assert main(["job", "--commands", str(commands), "--yes", "--site", "far-intake"]) == 2
+    assert "More than 1 jobs cannot be added at ssh://" in capsys.readouterr().err
+    assert there.count("job") == 5
     registry.forget(added.number)
 
 

@@ -85,7 +85,9 @@ class RemoteSite:
     create = _forwarded(SiteInterface.create)
     check_jobs = _forwarded(SiteInterface.check_jobs)
 
-    def add_jobs(self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False) -> Row:
+    def add_jobs(
+        self, rows: Iterable[Row], on_duplicate: str = "refuse", dry_run: bool = False, new_app: Row | None = None
+    ) -> Row:
         """Send the jobs in one request. Raises InvalidSpec: these are too many for one."""
         sent = list(islice(rows, MAX_SENT_JOBS + 1))
         if len(sent) > MAX_SENT_JOBS:
@@ -93,7 +95,7 @@ class RemoteSite:
                 f"More than {MAX_SENT_JOBS} jobs cannot be added at {self.entry.address} at once; nothing was added.",
                 hint="Copy the file to that host and add them there, where no number is too large.",
             )
-        added: Row = self._ask("add_jobs", {"rows": sent, "on_duplicate": on_duplicate, "dry_run": dry_run})
+        added: Row = self._ask("add_jobs", {"rows": sent, "on_duplicate": on_duplicate, "dry_run": dry_run, "new_app": new_app})
         return added
 
     update = _forwarded(SiteInterface.update)

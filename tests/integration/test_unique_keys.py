@@ -11,7 +11,7 @@ from helpers import db_with_app, wait_until
 
 from balsam_lite.core import caller
 from balsam_lite.core.errors import DatabaseBusy, DuplicateKey, InputError, InvalidSpec
-from balsam_lite.db.engine import directories
+from balsam_lite.db.engine import directories, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import select
@@ -284,3 +284,14 @@ def test_processes_that_add_the_same_keys_at_once_add_each_once(db, tmp_path):
     keys = stored(db)
     assert len(keys) == len({*keys})
     assert unique_keys.find_duplicates(db, [[(0, keys[0])]], "skip", 1)
+
+
+def test_keys_survive_salvage(db, tmp_path):
+    insert.add_jobs(db, jobs("a", None, "b"))
+    db.close()
+    salvage.salvage(db.directory, str(tmp_path / "saved"))
+    saved = directories.open_database(str(tmp_path / "saved"))
+    assert stored(saved) == ["a", None, "b"]
+    with pytest.raises(DuplicateKey):
+        insert.add_jobs(saved, jobs("b"))
+    saved.close()

@@ -88,7 +88,7 @@ port=$(python -c "import json; print(json.load(open('db/server-info'))['port'])"
 pg_dump -p "$port" --no-owner --no-privileges --inserts -t 'core_*' balsam > dump.sql
 
 # The same rows in an SQLite file that Django makes for Balsam's models.
-cat > copy.py <<'EOS'
+cat > to_sqlite.py <<'EOS'
 import json, sqlite3
 from balsam.django_config import serverinfo
 engine = {"ENGINE": "django.db.backends.sqlite3", "NAME": "old.sqlite3"}
@@ -103,7 +103,7 @@ call_command("loaddata", "dump.json")
 with open("dump_sqlite.sql", "w") as file:
     file.writelines(line + "\n" for line in sqlite3.connect("old.sqlite3").iterdump() if "core_" in line)
 EOS
-python copy.py
+python to_sqlite.py
 pg_ctl -D $place/work/db/balsamdb stop
 
 sed "s#$place/work#/projects/alloy#g" dump.json > "$here/balsam03.json"

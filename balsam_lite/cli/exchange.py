@@ -60,7 +60,8 @@ def export(
     \b
     Examples:
         balsam export campaign.tar.gz
-        balsam export --wf scan --state JOB_FINISHED --files '*.out' --files 'result.*' scan.tar.zst
+        balsam export --wf scan --state JOB_FINISHED --files '*.out' \\
+            --files 'result.*' scan.tar.zst
         balsam export --tag paper=1 --files '*' --ro-crate paper/
     """
     from ..campaigns import exports

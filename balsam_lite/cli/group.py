@@ -42,7 +42,6 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "job rerun": Entry("modify", "rerun", "run jobs of one or more sites again that have ended"),
         "job kill": Entry("modify", "killjob", "stop jobs of one or more sites for good"),
         "job rm": Entry("remove", "job_rm", "remove jobs of one or more sites"),
-        "apply": Entry("apply", "apply", "add what a campaign file (YAML) has and the DB has not"),
         "mkchild": Entry("create", "mkchild", "add a child to a job, from inside its program or script"),
         "dep": Entry("modify", "dep", "let a job wait for another one; both exist"),
         "modify": Entry("modify", "modify", "change a field of jobs or of an application"),
@@ -82,6 +81,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "site": Entry("site", "site", "create, list and change sites: named DBs, also on other hosts"),
     },
     "Campaigns": {
+        "apply": Entry("apply", "apply", "add what a campaign file (YAML) has and the DB has not"),
         "export": Entry("exchange", "export", "write jobs with history and files to an archive"),
         "diff": Entry("diff", "diff", "compare two sets of jobs: parameters, states, run times, results"),
         "import": Entry("exchange", "import_jobs", "add the jobs of an archive to this DB"),

@@ -342,8 +342,8 @@ def dep(parent: str, child: str) -> None:
     there = job_of_other_site(one_site(""), parent) if "#" in parent[1:] else None
     db = open_db()
     with db.read() as cx:  # a name may take a while to find: not in a write transaction
-        below = queries.job(cx, queries.find_job(cx, child))
         above = None if there else queries.job(cx, queries.find_job(cx, parent))
+        below = queries.job(cx, queries.find_job(cx, child))
     if there:
         from ..sites import remote_parents
 

@@ -50,7 +50,8 @@ def sql(*, query: str | None, file: str | None, timeout_s: float, views: bool, *
     Examples:
         balsam sql --views
         balsam sql "SELECT state, count(*) FROM jobs GROUP BY state"
-        balsam sql "SELECT node, avg(runtime_s) AS mean FROM runs GROUP BY node" -o nodes.csv
+        balsam sql "SELECT node, avg(runtime_s) FROM runs GROUP BY node" \\
+            -o nodes.csv
         balsam sql --file query.sql --format jsonl
     """
     look = listing.Look.of_format(options)

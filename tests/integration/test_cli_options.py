@@ -197,7 +197,7 @@ def test_dashes_and_underscores_in_command_names_are_alike(balsam: Balsam) -> No
 def test_the_help_lists_commands_in_sections_and_hides_those_for_programs(balsam: Balsam) -> None:
     _, out, _ = balsam("--help")
     titles = [line[:-1] for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["Options", "Start here", "Jobs", "Applications", "Running", "Looking", "Sites", "Database"]
+    assert titles == ["Options", "Start here", "Jobs", "Applications", "Running", "Looking", "Sites", "Campaigns", "Database"]
     assert not {"answer", "serve-stdio", "login", "server"} & set(out.split())
     for hidden in group.HIDDEN:
         assert balsam(hidden, "--help")[0] == 0
@@ -206,7 +206,7 @@ def test_the_help_lists_commands_in_sections_and_hides_those_for_programs(balsam
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["sl"], "There is no command 'sl'. Did you mean 'ls'?"),
+        (["sl"], "There is no command 'sl'. Did you mean 'sql'?"),
         (["qeue", "ls"], "There is no command 'qeue'. Did you mean 'queue'?"),
         (["job", "lss"], "There is no command 'job lss'. Did you mean 'job ls'?"),
         (["app", "remove"], "There is no command 'app remove'."),

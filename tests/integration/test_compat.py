@@ -467,6 +467,22 @@ def test_a_statement_that_fails_and_is_caught_leaves_nothing_to_take_back(databa
     assert compat.BalsamJob.objects.count() == 0
 
 
+def test_what_the_newer_interface_writes_is_part_of_the_block(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from balsam_lite.api import Job
+
+    monkeypatch.setenv("BALSAM_DB_PATH", database.directory)
+    kept = job(name="kept")
+    with pytest.raises(Trouble), atomic():
+        Job("x", app_id="a").save()
+        assert models.BalsamJob.objects.get(workdir="x").start_after is not None
+        found = Job.objects.get(name="kept")
+        found.num_nodes = 2
+        found.save()
+        raise Trouble
+    kept.refresh_from_db()
+    assert kept.num_nodes == 1 and compat.BalsamJob.objects.count() == 1
+
+
 def test_a_forked_child_has_no_part_in_the_block(database: Database) -> None:
     with pytest.raises(Trouble), atomic():
         pid = os.fork()

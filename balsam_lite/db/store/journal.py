@@ -89,13 +89,13 @@ def _of(cx: sqlite3.Connection) -> Journal | None:
 def start_after(db: Database, given: int | None) -> int | None:
     """Return when jobs that are added now may start: in a block not before its end, else as `given`."""
     journal = current()
-    return SystemClock.now_us() + MAX_HOLD_S * SECOND_US if journal is not None and journal.db is db else given
+    return SystemClock.now_us() + MAX_HOLD_S * SECOND_US if journal is not None and journal.db.path == db.path else given
 
 
 def refuse_wait(db: Database, jobs: Iterable[int]) -> None:
     """Raise StateError if one of these jobs was added in the open block, whose end they wait for."""
     journal = current()
-    if journal is None or journal.db is not db:
+    if journal is None or journal.db.path != db.path:
         return
     added = [range(entry.first, entry.last + 1) for entry in journal.entries if isinstance(entry, AddedJobs)]
     for job in jobs:
@@ -109,7 +109,7 @@ def refuse_wait(db: Database, jobs: Iterable[int]) -> None:
 def note_jobs(db: Database, first: int, number: int, held_until_us: int | None) -> None:
     """Note jobs that were added."""
     journal = current()
-    if journal is None or journal.db is not db or not number or held_until_us is None:
+    if journal is None or journal.db.path != db.path or not number or held_until_us is None:
         return
     with db.read() as cx:
         (job_id,) = cx.execute("SELECT job_id FROM job WHERE id = ?", (first,)).fetchone()

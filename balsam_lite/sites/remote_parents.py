@@ -233,14 +233,16 @@ def _copy(missing: MissingFiles, entry: SiteEntry, is_upload: bool) -> str:
         timeout_s=_COPY_TIMEOUT_S, environ=ssh.environ(), leaves_some=True,
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if line.strip() and not _DANGLING.search(line)]
-    if done.ok or (done.returncode == _SOME_FAILED and not lines):
+    if done.ok or (done.returncode == _SOME_FAILED and (not lines or _NO_DIRECTORY.search(done.stderr))):
         return ""
     return lines[0].strip() if lines else f"rsync ended with exit code {done.returncode}"
 
 
-#: Exit code of rsync if some files could not be copied, and its messages about links that lead nowhere, which no child can use.
+#: Exit code of rsync if some files could not be copied, and its messages about links that lead nowhere, which no child can use,
+#: and about a directory that is not there, as a job may have made none. Tried with rsync 3.5.
 _SOME_FAILED = 23
-_DANGLING = re.compile(r"symlink has no referent|some files/attrs were not transferred")
+_DANGLING = re.compile(r"symlink has no referent|skipping file deletion|some files/attrs were not transferred")
+_NO_DIRECTORY = re.compile(r"change_dir .* failed: No such file or directory")
 
 
 def _rules(patterns: Iterable[str]) -> Iterator[str]:

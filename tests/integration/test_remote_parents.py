@@ -294,6 +294,22 @@ def test_finished_parents_without_unstarted_children_are_not_asked_for_any_more(
     assert here.state(late) == states.AWAITING_PARENTS
 
 
+def test_a_child_that_waits_again_makes_its_parent_followed_again(here: Place, there: Place) -> None:
+    parent = there.add()
+    child = child_of(here, there, parent)
+    there.set(parent, states.JOB_FINISHED)
+    with here.db.write() as cx:
+        cx.execute("UPDATE remote_parent SET state = 'JOB_FINISHED'")  # which is not confirmed
+    user_actions.kill(here.db, [child])
+    with here.db.write() as cx:
+        remote_parents.unfollow(cx, 1)
+    assert here.one("SELECT is_followed FROM remote_parent") == 0 and here.is_sound()
+    here.set(child, states.CREATED)
+    assert here.state(child) == states.AWAITING_PARENTS and here.is_sound()
+    here.exchange()
+    assert here.state(child) == states.READY
+
+
 def test_pauses_grow_while_a_site_does_not_answer(here: Place, there: Place) -> None:
     child_of(here, there, there.add())
     there.db.close()
@@ -464,6 +480,17 @@ def test_a_child_there_gets_state_and_files_of_a_parent_here_that_it_cannot_reac
     balsam(there, "launcher", "--consume-all", "--job-mode", "serial")
     assert (there.workdir(child) / "result.dat").read_text() == "42"
     assert there.is_sound()
+
+
+def test_a_parent_that_made_no_directory_has_no_files(here: Place, there: Place, far: Any) -> None:
+    parent, other = there.add(), here.add()
+    child = here.add(parents=dependencies.numbers_for(here.site, far, [parent]))
+    child_there = there.add(parents=dependencies.numbers_for(far, here.site, [other]))
+    there.set(parent, states.JOB_FINISHED)
+    here.set(other, states.JOB_FINISHED)
+    here.exchange()
+    assert here.state(child) == states.READY, here.one("SELECT coalesce(pending, '') FROM remote_parent")
+    assert there.state(child_there) == states.READY, there.one("SELECT coalesce(pending, '') FROM remote_parent")
 
 
 def test_files_that_cannot_be_copied_hold_the_child_and_are_tried_again(

@@ -88,8 +88,8 @@ _RULES = (
         NOTE,
     ),
     Rule(
-        """SELECT count(*) FROM remote_parent WHERE is_followed = 0 AND (pending IS NOT NULL OR state <> 'JOB_FINISHED')
-            AND -id IN (SELECT parent FROM dependency)""",
+        f"""SELECT count(*) FROM remote_parent WHERE is_followed = 0 AND -id IN (
+            SELECT parent FROM dependency JOIN job ON job.id = child WHERE job.state = '{states.AWAITING_PARENTS}')""",
         "{} parent(s) at other sites are not asked for. That is a fault of balsam; please report it.",
     ),
     Rule(

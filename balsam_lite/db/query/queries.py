@@ -293,6 +293,11 @@ def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[
     sql = """SELECT p.name, p.job_id, p.state FROM json_each(?) AS one CROSS JOIN job c ON c.id = one.value AND c.state = ?
         JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent AND p.state IN (?, ?) LIMIT 1"""
     parent = cx.execute(sql, (these, states.FAILED, states.FAILED, states.USER_KILLED)).fetchone() if number else None
+    if number and parent is None:
+        sql = """SELECT s.name, p.number, p.state FROM json_each(?) AS one CROSS JOIN dependency d ON d.child = one.value
+            JOIN remote_parent p ON p.id = -d.parent AND p.state <> ? JOIN remote_site s ON s.id = p.site LIMIT 1"""
+        there = cx.execute(sql, (these, states.JOB_FINISHED)).fetchone()
+        return number, "{}#{} is {}".format(*there) if there else ""
     return number, "{} [{:.8}] is {}".format(*parent) if parent else ""
 
 

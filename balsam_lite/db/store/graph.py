@@ -261,6 +261,7 @@ def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
         if cause is not None:
             failed.append((job, cause))
     apply(cx, waits, states.STEP)
+    remote_parents.follow_parents_of(cx, [move.job for move in waits])
     apply(cx, ready, states.STEP)
     fail(cx, failed, now_us)
 

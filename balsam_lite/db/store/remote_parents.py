@@ -115,6 +115,14 @@ def follow(cx: sqlite3.Connection, parents: Iterable[int]) -> None:
     cx.executemany(sql, remote)
 
 
+def follow_parents_of(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
+    """Keep up again with parents at other sites of jobs that wait again. Reads one table, which is usually empty."""
+    if jobs and cx.execute("SELECT 1 FROM remote_parent LIMIT 1").fetchone():
+        parents = "SELECT -parent FROM dependency WHERE parent < 0 AND child IN (SELECT value FROM json_each(?))"
+        sql = f"UPDATE remote_parent SET is_followed = 1 WHERE NOT is_followed AND id IN ({parents})"
+        cx.execute(sql, (json.dumps(list(jobs)),))
+
+
 def watch(cx: sqlite3.Connection, site: int, jobs: Iterable[int], now_us: int) -> None:
     """Report the states of these jobs to that site, whose jobs wait for them."""
     sql = "INSERT OR REPLACE INTO watched_job (site, job, since) VALUES (?, ?, ?)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -22,9 +23,11 @@ from ranks import Ensemble, Wire
 from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import MachineTrouble
 from balsam_lite.core.process_table import Holder
+from balsam_lite.db.models import use
 from balsam_lite.db.store import claims, leases, user_actions
 from balsam_lite.db.store.claims import Claim, Filter, Shape
 from balsam_lite.db.store.runs import RunResult
+from balsam_lite.launcher.futures import BalsamExecutor
 from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode import mpi_transport as mpi_transport_module
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
@@ -1067,3 +1070,24 @@ def test_a_start_command_that_hangs_is_ended_by_a_signal(tmp_path: Path) -> None
     assert not bench.processes()
     assert "did not end and was killed" in bench.stderr()
     bench.close()
+
+
+def test_workers_on_all_ranks_make_the_calls_of_an_executor(two: Ensemble, tmp_path: Path) -> None:
+    launcher = two.launch(BALSAM_IDLE_TTL_S="30")
+    with use(two.db), BalsamExecutor(node_packing_count=2) as executor:
+        first = list(executor.map(_rank_and_pid, [0.2] * 8, timeout=60))
+        assert {rank for rank, _ in first} == {"0", "1"}
+        assert len({pid for _, pid in first}) <= 4
+        futures = [executor.submit(math.sqrt, number) for number in range(300)]
+        assert [one.result(60) for one in futures] == [math.sqrt(number) for number in range(300)]
+        text = executor.submit(str.upper, "x" * 100_000)  # goes by files
+        assert executor.submit(len, text).result(60) == 100_000
+    launcher.terminate()
+    assert launcher.wait(60) == 0
+    wait_until(lambda: not two.processes())
+
+
+def _rank_and_pid(seconds: float) -> tuple[str, int]:
+    time.sleep(seconds)
+    mark = os.environ["BALSAM_RUN"].rpartition("@")
+    return mark[2] if mark[1] else "0", os.getpid()

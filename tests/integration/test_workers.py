@@ -173,7 +173,7 @@ def test_the_output_of_a_long_call_can_be_read_while_it_runs(bench, executor, ca
 def test_processes_and_threads_that_a_call_leaves_end_its_worker(bench, executor, calls, tmp_path):
     future = executor.submit(calls.leave, 600)
     worker, child = future.result(30)
-    assert "left 1 process running: sleep" in str(future.job.state_history)
+    assert "Left 1 process running: sleep" in str(future.job.state_history)
     assert executor.submit(calls.pid).result(30) != worker
     future = executor.submit(calls.leave_thread, str(tmp_path / "by_thread"))
     worker = future.result(30)

@@ -141,8 +141,8 @@ class WorkerPool:
         )
         if worker is None:
             worker = self._new(request, call)
-        self._placed.add(request.key)
         self._give(worker, request)
+        self._placed.add(request.key)
 
     def _new(self, request: Request, call: CallRequest) -> CallWorker:
         variables = {**self.environ, **{name: value for name, value in request.own.items() if name not in OF_CALL}}
@@ -184,7 +184,11 @@ class WorkerPool:
         return worker
 
     def _give(self, worker: CallWorker, request: Request) -> None:
-        """Send a call to a worker. Raises SpawnFailed: its directory cannot be prepared."""
+        """Send a call to a worker.
+
+        Raises:
+            SpawnFailed: its directory cannot be prepared; or the worker has not read what was sent before.
+        """
         assert request.call is not None
         call = CallRequest._make(request.call)
         if call.needs_directory or request.prepare:
@@ -192,15 +196,17 @@ class WorkerPool:
         own = {name: value for name, value in request.own.items() if name in OF_CALL}
         words = (request.key, own, request.directory, request.output, request.root, request.renew, *call[2:])
         message = marshal.dumps(words, 2)  # in a format that every version of Python reads
-        if len(message) > _MAX_MESSAGE_BYTES:
-            with tempfile.NamedTemporaryFile(prefix="balsam-call-", delete=False) as file:
-                file.write(message)
-            message = marshal.dumps((request.key, file.name), 2)
-        worker.sent.append(request)
-        with suppress(
-            OSError
-        ):  # it is dead, or what was sent before fills the buffer: heard of when it is reaped, or sent again
+        try:
+            if len(message) > _MAX_MESSAGE_BYTES:
+                with tempfile.NamedTemporaryFile(prefix="balsam-call-", delete=False) as file:
+                    file.write(message)
+                message = marshal.dumps((request.key, file.name), 2)
             worker.link.send(message)
+        except BrokenPipeError:
+            pass  # the worker has just died; the call is started again when it is reaped
+        except OSError as exc:
+            raise SpawnFailed(f"the call cannot be given to its worker: {exc.strerror}") from exc
+        worker.sent.append(request)
 
     def _ahead(self, worker: CallWorker) -> None:
         """Send calls ahead while they are short."""
@@ -212,10 +218,21 @@ class WorkerPool:
             if request is None:
                 return
             assert request.call is not None
-            if request.call[0] != worker.kind or request.prepare:
+            call = CallRequest._make(request.call)
+            if call.kind != worker.kind or request.prepare or call.needs_directory:
                 self._requeue(request)
                 return
+            try:
+                self._give(worker, request)
+            except SpawnFailed:  # the buffer is full
+                self._requeue(request)
+                return
+
+    def _give_again(self, worker: CallWorker, request: Request) -> None:
+        try:
             self._give(worker, request)
+        except SpawnFailed as exc:
+            self._fail(request, exc)
 
     def retract(self, worker: CallWorker, with_placed: bool = False) -> list[Request]:
         """Take back the calls that a worker has not read. Requeue those without a place; return the others.
@@ -250,7 +267,7 @@ class WorkerPool:
         for worker in self.by_fd.values():
             if any(request.key in keys and request.key not in self._placed for request in worker.sent):
                 for request in self.retract(worker):
-                    self._give(worker, request)
+                    self._give_again(worker, request)
 
     def retract_all(self) -> None:
         """Take back all calls that have not been read, also those that have a place."""
@@ -415,6 +432,9 @@ class WorkerPool:
         is_short = None
         for worker in list(self.by_fd.values()):
             age_s = now - worker.begun
+            if worker.is_doomed and worker.key < 0 and age_s > IDLE_S:  # its exit hooks hang
+                with suppress(OSError):
+                    os.killpg(worker.pid, signal.SIGKILL)
             if not worker.sent and not worker.is_doomed:
                 is_short = _memory_is_short() if is_short is None and age_s > 1.0 else is_short
                 if age_s > IDLE_S or is_short:
@@ -424,7 +444,7 @@ class WorkerPool:
             if len(worker.sent) > 1 and age_s > _STUCK_S:
                 worker.mean_s = max(worker.mean_s, age_s)
                 for request in self.retract(worker):
-                    self._give(worker, request)
+                    self._give_again(worker, request)
             if worker.key >= 0 and age_s > _VISIBLE_S and not worker.seen:
                 with suppress(OSError, SpawnFailed):
                     worker.seen = os.fstat(worker.output).st_size

@@ -165,19 +165,22 @@ _CELLS = (
 )
 
 
-def test_a_notebook_is_executed_and_shown_by_a_browser(db, tmp_path):
-    for package in ("nbconvert", "ipykernel", "pandas", "tqdm"):
-        pytest.importorskip(package)
+def notebook_of(sources):
+    """A notebook of Python cells, as text."""
     import json
 
     cells = [
-        {"cell_type": "code", "metadata": {}, "source": cell, "outputs": [], "execution_count": None, "id": f"c{n}"}
-        for n, cell in enumerate(_CELLS)
+        {"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{n}"}
+        for n, source in enumerate(sources)
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    (tmp_path / "x.ipynb").write_text(
-        json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
-    )
+    return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_a_notebook_is_executed_and_shown_by_a_browser(db, tmp_path):
+    for package in ("nbconvert", "ipykernel", "pandas", "tqdm"):
+        pytest.importorskip(package)
+    (tmp_path / "x.ipynb").write_text(notebook_of(_CELLS))
     words = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "html", "x.ipynb"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=160)
     assert done.returncode == 0, done.stderr
@@ -195,3 +198,21 @@ def test_a_notebook_is_executed_and_shown_by_a_browser(db, tmp_path):
         assert browser.evaluate(colour) == "rgb(136, 34, 85)"
         browser.screenshot(tmp_path / "notebook.png")
         assert (tmp_path / "notebook.png").stat().st_size > 10_000
+
+
+_CALLS = (
+    "from balsam_lite.launcher.futures import BalsamExecutor\nfactor = 3\nclass Point:\n    def __init__(self, x): self.x = x",
+    "def scaled(point):\n    return Point(factor * point.x)",
+    "with BalsamExecutor(launcher=2) as executor:\n"
+    "    found = executor.submit(scaled, Point(2)).result(100)\n"
+    "    print('found', type(found) is Point, found.x, list(executor.map(lambda x: x + factor, range(3))))",
+)
+
+
+def test_functions_and_classes_of_a_notebook_are_called_in_jobs(tmp_path):
+    for package in ("nbconvert", "ipykernel", "cloudpickle"):
+        pytest.importorskip(package)
+    (tmp_path / "x.ipynb").write_text(notebook_of(_CALLS))
+    words = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "markdown", "--stdout", "x.ipynb"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=160)
+    assert "found True 6 [3, 4, 5]" in done.stdout, done.stderr

@@ -25,6 +25,7 @@ from balsam_lite.core import pickling
 from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
+from balsam_lite.launcher.call_keys import KeyMaker
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
 from balsam_lite.pyapps import result_file, run_call
 
@@ -892,3 +893,16 @@ def test_calls_that_an_earlier_version_has_added_run_beside_new_ones(bench, call
     bench.wait_for(vanishing, "FAILED")
     assert result_file.read_outcome(str(result)).value == pickle.dumps(49, protocol=4)
     assert "ended with exit code 0 before its function returned" in str(bench.history(vanishing))
+
+
+def test_arrays_count_by_their_numbers():
+    import numpy  # not in the environments of the unit tests
+
+    def key(fn, *args):
+        return KeyMaker(None, lambda value: None).key(fn, args, {})
+
+    one = numpy.arange(6.0)
+    keys = [key(pow, some) for some in (one, one.reshape(2, 3), one.astype("f4"), one + 1, numpy.float64(1), 1.0, one[::2])]
+    assert len(set(keys)) == len(keys)
+    assert key(pow, one[::2]) == key(pow, numpy.array([0.0, 2.0, 4.0]))
+    assert key(pow, numpy.array([{"a": 1}], dtype=object))

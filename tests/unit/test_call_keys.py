@@ -145,15 +145,6 @@ def test_arguments_count_by_type_and_value():
     assert key(pow, 1) != key(pow, 1, version=2) != key(pow, 1, version="2")
 
 
-def test_arrays_count_by_their_numbers():
-    numpy = pytest.importorskip("numpy")
-    one = numpy.arange(6.0)
-    keys = [key(pow, some) for some in (one, one.reshape(2, 3), one.astype("f4"), one + 1, numpy.float64(1), 1.0, one[::2])]
-    assert len(set(keys)) == len(keys)
-    assert key(pow, one[::2]) == key(pow, numpy.array([0.0, 2.0, 4.0]))
-    assert key(pow, numpy.array([{"a": 1}], dtype=object))
-
-
 def test_closures_and_lambdas_count_by_what_they_close_over(made):
     module = made()
     assert key(module.closing(1), 1) == key(module.closing(1), 1) != key(module.closing(2), 1)

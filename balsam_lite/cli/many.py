@@ -106,8 +106,6 @@ class _ManyJobs:
             self._target.progress = progress
             rows = self._noted(job_rows.with_keys(self._rows, self._unique) if self._unique else self._rows)
             added = self._target.add_jobs(rows, self._on_duplicate, dry_run, self._new_app)
-        if not self._number:
-            raise InputError(f"{self._reader.name if self._reader else 'The sweep'} has no jobs; nothing was added.")
         if self._reader is not None and self._reader.is_cut and self._reader.name == "stdin":
             warn("The last line of stdin has no end. Was the program that wrote it interrupted?")
         return added
@@ -120,6 +118,8 @@ class _ManyJobs:
                 self._first = {**row}
             self._number += 1
             yield row
+        if row is None:
+            raise InputError(f"{self._reader.name if self._reader else 'The sweep'} has no jobs; nothing was added.")
         self._last = row
 
     def _total(self) -> int:

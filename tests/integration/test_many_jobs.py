@@ -352,6 +352,7 @@ def test_the_application_of_commands_must_be_free(balsam: Balsam, db: Database, 
 
 def test_the_application_of_commands_comes_with_the_jobs_or_not_at_all(balsam: Balsam, db: Database, write: Write) -> None:
     assert balsam("job", "--commands", write("a\nb \\\n", "c"), "--yes")[0] == 2
+    assert "c has no jobs; nothing was added" in balsam("job", "--commands", write("# none\n", "c"), "--yes")[2]
     assert [app["name"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["sim", "model"]
     assert balsam("job", "--commands", write("a\n", "c"), "--yes")[0] == 0
     assert balsam("job", "--commands", write("a\n", "c"), "--yes")[0] == 0

@@ -1,4 +1,4 @@
-"""Jobs with a unique_key are added once, whoever adds them, in whatever number."""
+"""Jobs with a unique_key are added once, in any number and by any number of processes."""
 
 from __future__ import annotations
 

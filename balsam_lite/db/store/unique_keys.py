@@ -129,7 +129,7 @@ def _label(cx: sqlite3.Connection, job: int) -> str:
 
 
 class _KeysSoFar:
-    """The keys of a batch so far, in a temporary file of SQLite beyond a few ten thousand."""
+    """The keys of a batch, as they are read: in a temporary file of SQLite beyond 64 MiB."""
 
     def __init__(self) -> None:
         self._cx: sqlite3.Connection | None = None

@@ -31,6 +31,7 @@ run() {
     run large_writes.py --jobs $((jobs / 3))
     run scale.py --jobs $jobs
     run intake.py --jobs $((jobs / 10)) --memory $((jobs / 2))
+    run archives.py --jobs $((jobs / 10))
     run answers.py --jobs $jobs
     run service.py --jobs $jobs
     run workshop.py --jobs $jobs $workshop

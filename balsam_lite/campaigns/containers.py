@@ -1,7 +1,7 @@
 """The containers of archives: tar files, plain or compressed by gzip or zstd, and directories.
 
 Writing is atomic: a container gets its name when it is complete. Reading trusts nothing: a member is a regular file below the
-container, is read once, in order, and is never larger than its header says; anything else is refused.
+container, is read once, in order, and is never larger than its header tells; anything else is refused.
 """
 
 from __future__ import annotations

@@ -7,13 +7,17 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Balsam
+from helpers import Balsam, wait_until
+from launching import Bench
 
 from balsam_lite.campaigns import archive, containers, exports, imports
 from balsam_lite.campaigns.containers import ArchiveError
@@ -397,6 +401,43 @@ def test_the_commands_tell_what_they_did(balsam: Balsam, db: Database, other: Da
     assert code == 3 and not (tmp_path / "d").exists()
     code, out, err = balsam("--db", db.directory, "export", path)
     assert code == 2 and "exists already" in err
+
+
+def test_a_crash_in_an_import_leaves_no_job_and_the_same_import_completes_it(
+    db: Database, other: Database, tmp_path: Path
+) -> None:
+    export(db, tmp_path / "a.tar", patterns=["*"])
+    other.close()
+    words = [sys.executable, "-m", "balsam_lite.cli", "--db", other.directory, "import", str(tmp_path / "a.tar"), "--runnable"]
+    for place in ("before-piece:1", "after-piece:1", "before-piece:2"):  # the last one: files are in place, jobs are hidden
+        done = subprocess.run(words, env={**os.environ, "BALSAM_FAILPOINT": place}, timeout=60, capture_output=True)
+        assert done.returncode == -signal.SIGKILL
+        assert rows(other) == []
+        other.close()
+    assert subprocess.run(words, timeout=60, check=True, capture_output=True).returncode == 0
+    assert content(other) == content(db) and faults(other) == []
+
+
+def test_a_launcher_goes_on_during_an_import_and_runs_nothing_of_it(tmp_path: Path, db: Database) -> None:
+    (tmp_path / "busy").mkdir()
+    bench = Bench(tmp_path / "busy")
+    try:
+        bench.app("sim", "sleep 0.02")
+        own = bench.add([{"application": "sim", "name": f"own{n}"} for n in range(100)])
+        export(db, tmp_path / "a.tar")
+        launcher = bench.launch()
+        wait_until(lambda: rows(bench.db, state=states.JOB_FINISHED))
+        options = MergeOptions(on_differing_app="rename")
+        added = imports.import_archive(bench.db, str(tmp_path / "a.tar"), options).merged
+        assert launcher.wait(60) == 0
+        assert sum(added.stopped.values()) == 2
+        assert {row["state"] for row in rows(bench.db, id=own)} == {states.JOB_FINISHED}
+        imported = rows(bench.db, id=list(added.added.ids))
+        assert {row["state"] for row in imported} == {states.JOB_FINISHED, states.FAILED, states.USER_KILLED}
+        assert sum(row["attempt"] for row in imported) == 1
+        assert faults(bench.db) == []
+    finally:
+        bench.close()
 
 
 def test_every_error_is_one_of_ours(db: Database, other: Database, tmp_path: Path) -> None:

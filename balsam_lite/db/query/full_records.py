@@ -40,7 +40,7 @@ class FullRecord(NamedTuple):
 def snapshot(db: Database) -> Iterator[sqlite3.Connection]:
     """Yield a connection whose queries see one moment, for as long as is needed.
 
-    On a local disk this is a read transaction, which keeps nobody from writing. A shared DB is copied, and its lock is released
+    On a local disk this is a read transaction, during which others write. A shared DB is copied, and its lock is released
     as soon as the copy is complete.
     """
     if db.access == LOCAL:

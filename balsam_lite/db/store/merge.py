@@ -34,7 +34,7 @@ from ...core.errors import DependencyCycle, DuplicateApp, DuplicateJobId, Invali
 from ..collected import Added
 from ..engine.connection import Database
 from ..engine.directories import DATA
-from ..engine.schema import HAS_KEY, OWN_WORKDIR, VISIBLE
+from ..engine.schema import HAS_KEY, OWN_WORKDIR, VISIBLE, visible
 from ..query import queries
 from . import apps as applications
 from . import counters, graph, large_writes, pieces, runs, unique_keys
@@ -157,6 +157,8 @@ def merge(
         DuplicateApp: an application of that name is here and differs. DuplicateJobId: another process adds the same job.
         UnknownJob: a parent that is here was removed meanwhile. What `place_files` raises.
     """
+    if not options.dry_run:
+        pieces.complete(db)  # what an import that was killed has left
     with Blocks() as blocks:
         reader = _Reader(db, blocks, origin, options, list(apps))
         given = iter(jobs)
@@ -274,7 +276,10 @@ class _Reader:
         absent = {field_specs.checked_job_id(job_id) for job in jobs for job_id in job.absent_parents}
         block = _Block(self.rows, [], [], [], [], [])
         with self.db.read() as cx:
-            taken = _taken(cx, {*ids.values(), *absent}, {key for job in jobs if (key := job.fields.get("unique_key"))})
+            dry_run = self.options.dry_run
+            taken = _taken(
+                cx, {*ids.values(), *absent}, {key for job in jobs if (key := job.fields.get("unique_key"))}, dry_run
+            )
             self._workdirs.update(self._choose_workdirs(cx, jobs, ids))
             for job in jobs:
                 if job.number in self.places:
@@ -459,18 +464,20 @@ class _Taken(NamedTuple):
     keys: dict[str, int]  # unique_key -> number of the job here
 
 
-def _taken(cx: sqlite3.Connection, ids: set[str], keys: set[str]) -> _Taken:
-    """Return which of these UUIDs, their short ids and keys are in use. Raises DuplicateJobId: the job is just being added."""
+def _taken(cx: sqlite3.Connection, ids: set[str], keys: set[str], is_preview: bool = False) -> _Taken:
+    """Return which of these UUIDs, their short ids and keys are in use. Raises DuplicateJobId: a job is just being added."""
     found = _Taken({}, set(), {})
     query = f"""SELECT id, job_id, {VISIBLE} FROM job
         WHERE substr(job_id, 1, 8) IN (SELECT value FROM json_each(?))"""
     for number, job_id, is_visible in cx.execute(query, (json.dumps([one[:8] for one in ids]),)):
         found.short.add(job_id[:8])
         if job_id in ids:
-            if not is_visible:
+            if not is_visible and not is_preview:
                 raise DuplicateJobId(f"Another process is just adding the job {job_id}; nothing was added.", hint="Try again.")
-            found.same[job_id] = number
-    query = "SELECT job_id, job FROM imported INDEXED BY imported_job_id WHERE job_id IN (SELECT value FROM json_each(?))"
+            if is_visible:
+                found.same[job_id] = number
+    query = f"""SELECT job_id, job FROM imported INDEXED BY imported_job_id
+        WHERE job_id IN (SELECT value FROM json_each(?)) AND {visible("job")}"""
     for job_id, number in cx.execute(query, (json.dumps(list(ids)),)):
         found.same.setdefault(job_id, number)
     query = f"SELECT unique_key, id FROM job WHERE {HAS_KEY} AND {VISIBLE} AND unique_key IN (SELECT value FROM json_each(?))"
@@ -603,7 +610,7 @@ class _Merging(pieces.HiddenInsert):
         return json.dumps({**json.loads(data), "parent": number})
 
     def _action(self, cx: sqlite3.Connection, key: tuple[Any, ...], field: str, new: Any) -> int:
-        """Return the number of an action there, which nobody can take back here: it has no jobs."""
+        """Return the number of an action there. It has no jobs, so that `undo` does not offer it."""
         if key not in self._actions:
             time_us, *who, kind = key
             cx.execute("INSERT OR IGNORE INTO author (user, host, command) VALUES (?, ?, ?)", who)

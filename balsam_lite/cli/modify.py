@@ -348,7 +348,7 @@ def dep(parent: str, child: str) -> None:
         from ..sites import remote_parents
 
         remote_parents.add_dependency(one_site(""), below["id"], *there)
-        click.echo(f"Created link {parent} --> {output.cute_id(below['name'], below['job_id'])}")
+        click.echo(f"Created link {output.one_line(parent)} --> {output.cute_id(below['name'], below['job_id'])}")
     elif above:
         with db.write() as cx:
             graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())

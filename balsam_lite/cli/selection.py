@@ -268,19 +268,24 @@ def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
 
 
 def job_of_other_site(site: SiteInterface, word: str) -> tuple[SiteInterface, int] | None:
-    """Return the site and the number that SITE#NUMBER names, if it names a job of another site than this one.
+    """Return the site and the number that SITE#NUMBER names; None for a word of another form, or the name of a job here.
 
     Raises:
-        AmbiguousJobId: it is also the name of a job here. NotABalsamDB, SiteUnreachable: the other site is gone.
+        AmbiguousJobId: it is also the name of a job here. UnknownSite; NotABalsamDB, SiteUnreachable: the site is gone.
     """
     from ..db.engine import registry
     from ..sites import fanout
 
     name, mark, number = word.rpartition("#")
-    entry = registry.matching(name) if mark and name and number.isdecimal() else None
-    if entry is None or (entry.host, entry.path) == (site.entry.host, site.entry.path):
+    if not (mark and name and number.isdecimal()):
         return None
-    if site.count("job", {"name": word}):
+    is_name = site.count("job", {"name": word}) > 0
+    if is_name and registry.matching(name) is None:
+        return None
+    entry = registry.named(name)
+    if (entry.host, entry.path) == (site.entry.host, site.entry.path):
+        return site, int(number)
+    if is_name:
         raise AmbiguousJobId(
             f"{word!r} is the name of a job here, and means job {number} of the site {name}.",
             hint="Name the job here by its number or its id, and the other site by its number: `balsam site ls`.",

@@ -537,6 +537,12 @@ def test_the_parent_of_a_job_in_the_shell_can_be_one_of_another_site(
     assert here.one("SELECT count(*) FROM dependency WHERE parent < 0") == 2
     with pytest.raises(AssertionError, match="no job #9 at the site there"):
         balsam(here, "dep", "there#9", "two")
+    with pytest.raises(AssertionError, match="There is no site 'nowhere'"):
+        balsam(here, "dep", "nowhere#1", "two")
+    balsam(here, *base, "odd#1")
+    balsam(here, "dep", "odd#1", "two")  # the name of a job here
+    balsam(here, *base, "three", "--parent", "here#1")
+    assert here.one("SELECT count(*) FROM dependency WHERE parent > 0") == 2
 
 
 def test_a_site_that_does_not_answer_keeps_jobs_from_being_added(here: Place, there: Place) -> None:
@@ -626,3 +632,19 @@ def test_a_program_gets_the_ids_and_states_of_its_parents_there(here: Place, the
     env = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
     assert json.loads(env["BALSAM_PARENT_IDS"]) == [there.one("SELECT job_id FROM job")]
     assert json.loads(env["BALSAM_PARENT_STATES"]) == ["JOB_FINISHED"]
+
+
+@pytest.mark.parametrize("host", ["far-away", "127.0.0.1"])
+def test_both_sites_may_be_on_other_hosts(here: Place, there: Place, far: Any, host: str) -> None:
+    other = registry.add(here.db.directory, "far-too", host, registry.named("far").balsam)
+    parent = there.add()
+    child = here.add(parents=dependencies.numbers_for(fanout.open_site(other), far, [parent]), input_files="*.dat")
+    assert here.one("SELECT host FROM remote_site") == ("" if host == "far-away" else "far-away")
+    assert there.one("SELECT path FROM remote_site") == here.db.directory
+    there.workdir(parent).mkdir(parents=True)
+    (there.workdir(parent) / "result.dat").write_text("42")
+    there.set(parent, states.JOB_FINISHED)
+    there.exchange()  # the site of the parent reports it
+    assert here.state(child) == states.READY, here.one("SELECT coalesce(pending, '') FROM remote_parent")
+    balsam(here, "launcher", "--consume-all", "--job-mode", "serial")
+    assert (here.workdir(child) / "result.dat").read_text() == "42"

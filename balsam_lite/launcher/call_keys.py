@@ -19,6 +19,7 @@ import inspect
 import os
 import sys
 import textwrap
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,8 +32,14 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), typ
 _MAX_DEPTH = 100
 
 
+class _Digested(threading.local):
+    """The code that this thread digests."""
+
+    named: list[Any] | None = None  # gets the functions and classes that it names; None: it digests something else
+
+
 class KeyMaker:
-    """Makes keys. For one thread at a time.
+    """Makes keys, in any thread.
 
     Args:
         known: returns what stands for a value in the key, or None: for futures, whose results are not known yet.
@@ -42,7 +49,7 @@ class KeyMaker:
         self._known = known
         self._codes: dict[types.CodeType, tuple[str, list[str]]] = {}  # described, with the names of global variables
         self._sources: dict[type, str] = {}
-        self._named: list[Any] | None = None  # gets the functions and classes in what is being digested
+        self._digested = _Digested()
         self._version = self._digest_of(version)
 
     def key(self, fn: Any, args: Any, kwargs: Any) -> str:
@@ -111,10 +118,10 @@ class KeyMaker:
             yield from self._object(value, depth)
         elif isinstance(value, (types.FunctionType, type)) and not _is_installed(value.__module__):
             yield f"{value.__module__}.{value.__qualname__}".encode()
-            if self._named is None:
+            if self._digested.named is None:
                 yield self._code(value)
             else:
-                self._named.append(value)
+                self._digested.named.append(value)
         else:
             owner = getattr(value, "__self__", None)
             yield from (_package(getattr(value, "__module__", None) or "builtins"), value.__qualname__.encode())
@@ -153,11 +160,11 @@ class KeyMaker:
     def _own_code(self, value: Any) -> tuple[bytes, list[Any]]:
         """Return the digest of a function or class, and the functions and classes that its code names."""
         named: list[Any] = []
-        before, self._named = self._named, named
+        self._digested.named = named
         try:
             return self._digest_of(list(self._parts(value))), named
         finally:
-            self._named = before
+            self._digested.named = None
 
     def _parts(self, value: Any) -> Iterator[Any]:
         """Yield what determines the effect of a function or class."""

@@ -559,6 +559,11 @@ def test_a_failed_call_is_repeated_and_a_waiting_one_is_shared(bench, calls, tmp
         with pytest.raises(calls.Bad):
             repeated.result(60)
         assert repeated.number != failed.number and repeated.job.unique_key and failed.job.unique_key is None
+        told = executor.submit(calls.square, 12)
+        assert told.result(60) == 144
+        with bench.db.write() as cx:  # as a call that was not made, but said to be finished
+            cx.execute("UPDATE call SET result = NULL WHERE job = ?", (told.number,))
+        assert other.submit(calls.square, 12).result(60) == 144
     with BalsamExecutor(memoize=True) as executor, pytest.raises(InputError, match="cannot be serialised"):
         executor.submit(calls.ident, threading.Lock())
     with pytest.raises(InputError, match="memoize= is for calls of functions"):

@@ -17,6 +17,7 @@ import threading
 import types
 from array import array
 from collections import Counter, OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,15 @@ def test_keys_are_the_same_in_another_process(tmp_path):
         for seed in ("1", "2", "3")
     }
     assert len(found) == 1 and found.pop().startswith("call:")
+
+
+def test_threads_make_the_same_keys(made):
+    module = made()
+    maker = KeyMaker(None, lambda value: None)
+    functions = [module.work, module.even, module.shapes, module.helping] * 20
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda fn: maker.key(fn, [1], {}), functions))
+    assert keys == [key(fn, 1) for fn in functions]
 
 
 def test_what_is_known_stands_for_a_value():

@@ -109,10 +109,14 @@ def find_duplicates(db: Database, keyed: Iterable[Sequence[KeyedJob]], on_duplic
 
 
 def release_failed(cx: sqlite3.Connection, keys: Sequence[str]) -> None:
-    """Take these keys from the jobs that have failed or were killed, so that others may have them."""
-    failed = f"'{states.FAILED}', '{states.USER_KILLED}'"
-    query = f"UPDATE job SET unique_key = NULL WHERE {HAS_KEY} AND unique_key IN (SELECT value FROM json_each(?))"
-    cx.execute(f"{query} AND state IN ({failed})", (json.dumps(keys),))
+    """Take these keys from calls that have failed, were killed, or have no result, so that others may have them."""
+    has_failed = f"state IN ('{states.FAILED}', '{states.USER_KILLED}')"
+    has_result = "EXISTS (SELECT 1 FROM call WHERE call.job = job.id AND result IS NOT NULL)"
+    cx.execute(
+        f"UPDATE job SET unique_key = NULL WHERE {HAS_KEY} AND unique_key IN (SELECT value FROM json_each(?)) "
+        f"AND ({has_failed} OR (state = '{states.JOB_FINISHED}' AND NOT {has_result}))",
+        (json.dumps(keys),),
+    )
 
 
 def _refusal(cx: sqlite3.Connection, key: str, positions: Sequence[int], owners: Sequence[int]) -> DuplicateKey:

@@ -69,6 +69,7 @@ def main() -> None:
         with open(os.path.join(directory, "their_module.py"), "w", encoding="utf-8") as file:
             file.write(MODULE)
         sys.path.insert(0, directory)
+        os.environ["PYTHONPATH"] = directory  # for executorlib, which sends no sys.path
         half = importlib.import_module("their_module").half
         numbers = [float(n) for n in range(args.calls)]
         kinds: dict[str, tuple[Callable[..., Any], list[Any]]] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench, alive
 
@@ -17,8 +19,10 @@ from balsam_lite.core.errors import TaskFailed
 from balsam_lite.core.process_table import below
 from balsam_lite.db.models import use
 from balsam_lite.db.query import runs
+from balsam_lite.db.store import calls as store
 from balsam_lite.launcher import dag
 from balsam_lite.launcher.futures import BalsamExecutor
+from balsam_lite.pyapps import result_file
 
 MODULE = """
 import atexit, os, signal, subprocess, sys, threading, time
@@ -282,3 +286,16 @@ def _note(path, number):
     os.write(descriptor, f"{number}\n".encode())
     os.close(descriptor)
     time.sleep(0.002)
+
+
+def test_a_removed_call_comes_back_with_its_result_and_runs_again(bench, executor, calls):
+    future = executor.submit(calls.pid)
+    worker = future.result(30)
+    assert balsam(bench.directory, "rm", "jobs", "--id", f"#{future.number}", "--force")[0] == 0
+    assert balsam(bench.directory, "undo", "--yes")[0] == 0
+    with bench.db.read() as cx:
+        assert pickle.loads(result_file.unpickled(store.results(cx, [future.number])[future.number]).value) == worker
+    assert balsam(bench.directory, "rerun", "--id", f"#{future.number}", "--yes")[0] == 0
+    bench.wait_for(future.number, "JOB_FINISHED")
+    assert bench.job(future.number)["attempt"] == 2
+    assert balsam(bench.directory, "db", "check", "--seconds", "0")[0] == 0

@@ -302,7 +302,7 @@ def is_call(claim: Claim) -> bool:
 
 
 def is_for_worker(claim: Claim, place: Placement, context: Context) -> bool:
-    """Return whether a worker makes the call; else a process of its own does: of several ranks, or pinned to some CPUs."""
+    """Return whether a worker makes the call; else a separate process does: of several ranks, or pinned to CPUs."""
     return is_call(claim) and not (claim.keep_background or hardware.cpus_wanted(claim) or context.mpi.words(claim, place))
 
 

@@ -1443,3 +1443,20 @@ def test_adding_jobs_costs_little_more_than_the_store(site: Site) -> None:
         if ratio < 4:
             return
     raise AssertionError(f"bulk_create takes {ratio:.1f} times what insert.add_jobs takes")
+
+
+def test_a_job_with_the_unique_key_of_another_one_is_refused_or_that_one_is_returned(site: Site) -> None:
+    first = Job("x/1", app_id="Plain", unique_key="k")
+    first.save()
+    assert (Job.objects.get(unique_key="k").id, first.unique_key) == (first.id, "k")
+    jobs = [Job("x/2", app_id="Plain"), Job("x/3", app_id="Plain", unique_key="k"), Job("x/4", app_id="Plain", unique_key="l")]
+    with pytest.raises(errors.DuplicateKey, match="Job number 2: the unique_key 'k' is that of job"):
+        Job.objects.bulk_create(jobs)
+    with pytest.raises(errors.DuplicateKey):
+        jobs[1].save()
+    assert Job.objects.count() == 1
+    made = Job.objects.bulk_create(jobs, on_duplicate="skip")
+    assert [str(job.workdir) for job in made] == ["x/2", "x/1", "x/4"]
+    assert made[1].id == first.id
+    with pytest.raises(errors.InvalidSpec, match="Cannot set unique_key when updating Job"):
+        first.unique_key = "m"

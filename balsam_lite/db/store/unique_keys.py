@@ -28,7 +28,7 @@ REFUSE, SKIP = "refuse", "skip"
 #: Longest wait for another insert of jobs with keys.
 _TIMEOUT_S = 300.0
 #: What to do about DuplicateKey.
-_HINT = 'Skip such jobs, and add only the others: --on-duplicate skip, in Python on_duplicate="skip".'
+_HINT = "`--on-duplicate skip`, in Python on_duplicate='skip', adds only the others."
 
 #: A job with a key: its position in the batch, counted from 0, and the key.
 KeyedJob = tuple[int, str]

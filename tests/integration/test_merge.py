@@ -199,6 +199,18 @@ def test_workflow_and_chosen_directories(db: Database) -> None:
     assert folders == {"f4": found[3]["workdir"]}
 
 
+@pytest.mark.parametrize("files_to", ["", "/far"])
+def test_no_file_comes_into_a_directory_that_a_job_names(db: Database, tmp_path: Path, files_to: str) -> None:
+    jobs = [job(1, user_workdir=str(tmp_path), folder="f1"), job(2, user_workdir=str(tmp_path))]
+    folders: dict[str, str] = {}
+    merge(db, jobs, ORIGIN, options=MergeOptions(files_to=files_to), place_files=lambda found, _: folders.update(found))
+    assert not any(path.startswith(str(tmp_path)) for path in folders.values())
+    assert folders == ({"f1": f"/far/w/j1_{uuid(1)[:8]}"} if files_to else {})
+    found = rows(db)
+    assert found[0]["user_workdir"] == (folders["f1"] if files_to else str(tmp_path)) == found[0]["workdir"]
+    assert found[1]["user_workdir"] == found[1]["workdir"] == str(tmp_path)
+
+
 def test_applications_come_along_and_differing_ones_are_refused_kept_or_renamed(db: Database) -> None:
     apps = [{"name": "a", "executable": "false"}, {"name": "b", "executable": "echo"}]
     jobs = [job(1), job(2, application="b"), job(3, application="gone")]

@@ -380,10 +380,10 @@ class _Reader:
         return str(state), ""
 
     def _place_workdir(self, row: list[Any], job: ForeignJob, there: str) -> None:
-        """Set the working directory of a job, and where its files come to."""
+        """Set the working directory of a job, and where its files come to: never into one that is here and that it names."""
         workdir, own, job_id = row[_PLACE["workdir"]], row[_PLACE["user_workdir"]], row[0]
         here = field_specs.workdir_name(row[_PLACE["workflow"]], row[_PLACE["name"]], job_id)
-        if own and (self.options.files_to or job.folder) and not os.path.isdir(own):
+        if own and job.folder and (self.options.files_to or not os.path.isdir(own)):
             self._found["moved"] += 1
             own = ""
         elif own:
@@ -393,10 +393,10 @@ class _Reader:
                 here = self._workdirs[workdir]
             elif not self.workflow:
                 here = field_specs.checked_workdir(workdir.replace(there[:8], job_id[:8]))
-        if self.options.files_to and job.folder and not own:
+        if self.options.files_to and job.folder:
             own = here = os.path.join(self.options.files_to, here)
         row[_PLACE["workdir"]], row[_PLACE["user_workdir"]] = here, own
-        if job.folder and not (own and not self.options.files_to):
+        if job.folder and (self.options.files_to or not own):
             self.folders[job.folder] = here
 
     def _link(self, job: ForeignJob, position: int, taken: _Taken) -> None:

@@ -1,7 +1,7 @@
 """Calls of `BalsamExecutor` beside `ProcessPoolExecutor` and, where it is installed, executorlib, in the same run.
 
 `root` is `math.sqrt`, `scipy` a function of a module that imports scipy (where that is installed, else one that imports
-`decimal` and `email`), `sleep` is `time.sleep(0.01)`. Each figure is the number of calls per second from the first `submit`
+`decimal` and `email`), `sleep` sleeps for 10 ms. Each figure is the number of calls per second from the first `submit`
 to the last result, workers being warm, as the median of `--rounds`; `first_s` is what the first call takes, with the start of
 a worker.
 """
@@ -9,12 +9,10 @@ a worker.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -30,6 +28,11 @@ try:
     import scipy.special as used
 except ImportError:
     import decimal, email.message as used
+
+import time
+
+def nap(seconds):
+    time.sleep(seconds)
 
 def half(x):
     return x / 2
@@ -65,17 +68,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="balsam, pool or executorlib")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.dir or ("/dev/shm" if os.path.isdir("/dev/shm") else None)) as directory:
+    with common.scratch(args.dir) as directory:
         with open(os.path.join(directory, "their_module.py"), "w", encoding="utf-8") as file:
             file.write(MODULE)
+        machine = common.machine_at(directory)
         sys.path.insert(0, directory)
         os.environ["PYTHONPATH"] = directory  # for executorlib, which sends no sys.path
-        half = importlib.import_module("their_module").half
+        module = importlib.import_module("their_module")
         numbers = [float(n) for n in range(args.calls)]
         kinds: dict[str, tuple[Callable[..., Any], list[Any]]] = {
             "root": (math.sqrt, numbers),
-            "scipy": (half, numbers[: args.calls // 2]),
-            "sleep": (time.sleep, [0.01] * (args.calls // 10)),
+            "scipy": (module.half, numbers[: args.calls // 2]),
+            "sleep": (module.nap, [0.01] * (args.calls // 10)),
         }
         found: dict[str, Any] = {}
         if args.only in ("", "balsam"):
@@ -91,7 +95,7 @@ def main() -> None:
 
             with SingleNodeExecutor(max_workers=args.slots, block_allocation=True) as other:
                 found["executorlib"] = measure(other, kinds, args.rounds)
-        print(json.dumps(found, indent=2))
+        common.emit("calls", found, machine)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ run() {
     run walk.py
     run latency.py --hops $hops
     run dataflow.py $flow
+    run calls.py
     run throughput.py $true
     run large_writes.py --jobs $((jobs / 3))
     run scale.py --jobs $jobs

@@ -19,11 +19,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ..core import field_specs, files, import_guard, pickling, states
+from ..core import field_specs, files, import_guard, states
 from ..core.errors import DatabaseBusy, InputError, NoDatabase, RemoteError, TaskFailed, UnknownApp
 from ..db import collected, models
 from ..db.engine import directories
@@ -32,8 +32,9 @@ from ..db.query import queries
 from ..db.store import apps, calls, insert, unique_keys, user_actions
 from ..pyapps import payload, result_file, run_call
 from . import dag
+from .call_future import BalsamFuture, Task, future_key, main_of, name_of, pickled, pickled_with_parents
 from .call_keys import KeyMaker
-from .waiter import DELETED, JobStatus, Waiter, print_to_stderr, registration_of, status_of, why_failed
+from .waiter import DELETED, Waiter, print_to_stderr, registration_of, status_of, why_failed
 
 if TYPE_CHECKING:
     from .local_launcher import LocalLauncher
@@ -48,94 +49,6 @@ _MAX_TOGETHER = 2000
 
 #: Fields of a job that the executor itself fills.
 _OWN_FIELDS = ("args", "job_id", "origin", "parents")
-
-
-class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
-    """The future of one call. `number` is that of its job; `path` the file where an application's output or, if it is large or
-    needed by a program, the result of a call will be. Both wait until the job is added, which takes milliseconds.
-    """
-
-    def __init__(self, task: _Task, executor: BalsamExecutor) -> None:
-        super().__init__()
-        self._task = task
-        self._executor = executor
-        self._status: JobStatus = JobStatus("", 0)  # until it is in the DB
-        self._number = 0
-        self._is_shared = False  # the job was added by another future, perhaps of another process
-
-    @property
-    def number(self) -> int:
-        """The number of the job. Raises what adding it has raised."""
-        if not self._number:
-            self._executor._await_number(self)
-            if not self._number:
-                error = None if self.cancelled() else self.exception()
-                raise error or concurrent.futures.CancelledError
-        return self._number
-
-    @property
-    def path(self) -> str:
-        """The path of the file. Raises as `job`."""
-        job = self.job
-        if self._executor._application is None:
-            return os.path.join(job.working_directory, result_file.file_name(job.job_id))
-        return os.path.join(job.working_directory, field_specs.output_name(job.name))
-
-    @property
-    def job(self) -> models.BalsamJob:
-        """The BalsamJob as it is now. Raises UnknownJob: it was deleted."""
-        found: models.BalsamJob = models.BalsamJob.objects.using(self._executor.database).get(id=self.number)
-        return found
-
-    def running(self) -> bool:
-        """Return whether the job runs, or has run and a step after it has not ended."""
-        return not self.done() and self._status.state in (states.RUNNING, *states.UNSETTLED_STATES)
-
-    def cancel(self) -> bool:
-        """Kill the job if it has not started; return whether it is cancelled. Jobs that wait for it fail."""
-        return self.cancelled() or bool(self._executor._cancel([self]))
-
-    def _repr_html_(self) -> str:
-        from ..core.notebook import html_form
-
-        error = self.exception() if self.done() and not self.cancelled() else None
-        state = states.USER_KILLED if self.cancelled() else self._status.state or "deleted"
-        shown = {"job": self.number, "state": state, "error": error}
-        return html_form("BalsamFuture", {name: value for name, value in shown.items() if value is not None})
-
-    def check_database(self, database: Database) -> None:
-        """Raise InputError if the future's job is in another DB."""
-        if self._executor.database.directory != database.directory:
-            raise InputError(f"The future of job #{self.number} is in another DB, {self._executor.database.directory}.")
-
-    def __reduce__(self) -> Any:
-        """Make the future a parent of the call that is being pickled; there it is unpickled as its result."""
-        if _pickling.executor is None:
-            raise TypeError("a BalsamFuture can be sent only in the arguments of a call, which gets its result")
-        self.check_database(_pickling.executor.database)
-        return run_call.result_of_parent, (_pickling.parents.setdefault(self, len(_pickling.parents)),)
-
-
-class _Pickling(threading.local):
-    """The call that this thread is pickling."""
-
-    executor: BalsamExecutor | None = None
-    parents: dict[BalsamFuture, int] = {}  # the futures in its arguments, with their index
-
-
-_pickling = _Pickling()
-
-
-class _Task(NamedTuple):
-    """A call that is being added."""
-
-    name: str
-    args: str = ""  # of an application
-    parents: Sequence[BalsamFuture] = ()
-    call: bytes | str = b""  # see `run_call.CallPayload`
-    context: run_call.CallContext | None = None
-    job_id: str | None = None  # if it is not to be drawn
-    key: str | None = None  # see `call_keys`
 
 
 class BalsamExecutor(concurrent.futures.Executor):
@@ -225,8 +138,8 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._max_calls = max_tasks_per_child or 0
         self._max_workers = max_workers
         self._ranks = mpi or 1
-        self._keys = KeyMaker(version, _future_key) if memoize else None
-        self._initializer = b"" if initializer is None else _pickled(initializer, (initializer, tuple(initargs)))
+        self._keys = KeyMaker(version, future_key) if memoize else None
+        self._initializer = b"" if initializer is None else pickled(initializer, (initializer, tuple(initargs)))
         self._begin()
         self._open(launcher)
         _note_open(self)
@@ -315,7 +228,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         tasks = (self._call(fn, (run_call.each, (fn, chunk), {})) for chunk in chunks)
         return _chained(self._results(tasks, timeout, buffersize))
 
-    def _results(self, tasks: Iterator[_Task], timeout: float | None, buffersize: int | None) -> Iterator[Any]:
+    def _results(self, tasks: Iterator[Task], timeout: float | None, buffersize: int | None) -> Iterator[Any]:
         """Add jobs, and return an iterator over their results."""
         deadline = None if timeout is None else time.monotonic() + timeout
         waiting = deque(self._add_now(itertools.islice(tasks, buffersize)))
@@ -332,30 +245,25 @@ class BalsamExecutor(concurrent.futures.Executor):
 
         return results()
 
-    def _task(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
+    def _task(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         if self._application is not None:
             return self._words((fn, *args), kwargs)
         return self._call(fn, (fn, args, kwargs))
 
-    def _call(self, fn: Any, call: tuple[Any, ...]) -> _Task:
+    def _call(self, fn: Any, call: tuple[Any, ...]) -> Task:
         if not callable(fn):
             raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
-        _pickling.executor, _pickling.parents = self, {}
-        try:
-            pickled = _pickled(fn, call)
-            parents = list(_pickling.parents)
-        finally:
-            _pickling.executor = None
+        content, parents = pickled_with_parents(self.database, fn, call)
         if sys.path != self._path[0]:
             self._path = list(sys.path), tuple(map(os.path.abspath, sys.path))
         cwd = os.getcwd() if self._runs_here else ""
-        main = _main_of(self._initializer, pickled)
+        main = main_of(self._initializer, content)
         context = run_call.CallContext(self._path[1], main, cwd, self._initializer, self._max_calls, self._ranks)
-        name, key = _name_of(fn), None if self._keys is None else self._keys.key(fn, *call[1:])
-        if len(pickled) <= run_call.MAX_INLINE_BYTES:
-            return _Task(name, parents=parents, call=pickled, context=context, key=key)
-        job_id, path = self._write(name, pickled)
-        return _Task(name, parents=parents, call=path, context=context, job_id=job_id, key=key)
+        name, key = name_of(fn), None if self._keys is None else self._keys.key(fn, *call[1:])
+        if len(content) <= run_call.MAX_INLINE_BYTES:
+            return Task(name, parents=parents, call=content, context=context, key=key)
+        job_id, path = self._write(name, content)
+        return Task(name, parents=parents, call=path, context=context, job_id=job_id, key=key)
 
     def _write(self, name: str, pickled: bytes) -> tuple[str, str]:
         """Write a large call into the working directory of its job; return the job's UUID and the path below `data/`."""
@@ -367,25 +275,25 @@ class BalsamExecutor(concurrent.futures.Executor):
         files.write_atomic(absolute, pickled, 0o600)
         return job_id, path
 
-    def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
+    def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         if kwargs:
             raise InputError(f"An application takes words, not {', '.join(kwargs)}=…")
         parents = [word for word in words if isinstance(word, BalsamFuture)]
         for one in parents:
             one.check_database(self.database)
         line = shlex.join(word.path if isinstance(word, BalsamFuture) else str(word) for word in words)
-        return _Task(self._app, line, parents)
+        return Task(self._app, line, parents)
 
     # --- adding -------------------------------------------------------------------------------------------------------
 
-    def _add_now(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
+    def _add_now(self, tasks: Iterable[Task]) -> list[BalsamFuture]:
         """Add jobs in one transaction, and return when that is done. Raises what adding them raises."""
         futures = self._add(tasks)
         if futures and not self._max_workers:
             _ = futures[-1].number
         return futures
 
-    def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
+    def _add(self, tasks: Iterable[Task]) -> list[BalsamFuture]:
         """Let the thread add jobs in one transaction."""
         import_guard.check_writable()
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
@@ -440,7 +348,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         with self._has_added:
             self._has_added.notify_all()
 
-    def _discard(self, task: _Task) -> None:
+    def _discard(self, task: Task) -> None:
         """Remove the file of a call that is not added."""
         if isinstance(task.call, str):
             path = run_call.in_data(task.call, self.database.directory)
@@ -480,7 +388,7 @@ class BalsamExecutor(concurrent.futures.Executor):
                 future._number = number
             self._has_added.notify_all()
 
-    def _row(self, task: _Task, places: dict[BalsamFuture, int]) -> dict[str, Any]:
+    def _row(self, task: Task, places: dict[BalsamFuture, int]) -> dict[str, Any]:
         """Return the fields of a job; `places` are those of its batch, which may have parents of it."""
         lost = next((one for one in task.parents if one.done() and not one._number and one not in places), None)
         if lost is not None:
@@ -748,13 +656,6 @@ def _chained(lists: Iterable[list[Any]]) -> Iterator[Any]:
             yield some.pop()
 
 
-def _future_key(value: Any) -> Any:
-    """Return what stands for a future in the key of a call: its own key, or the number of its job."""
-    if isinstance(value, BalsamFuture):
-        return value._task.key or value.number
-    return None
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -800,31 +701,6 @@ def _app_for(cx: Any, line: str, may_add: bool) -> str:
     raise AssertionError("unreachable")
 
 
-def _name_of(fn: Any) -> str:
-    """Return the name of the function's job."""
-    inner = getattr(fn, "func", fn)  # of a functools.partial
-    return str(getattr(inner, "__name__", type(inner).__name__))
-
-
-def _pickled(fn: Any, call: tuple[Any, ...]) -> bytes:
-    """Return a function with its arguments as bytes.
-
-    Raises:
-        InputError: it cannot be sent; with the part that cannot.
-    """
-    try:
-        return pickling.dumps(call)
-    except Exception as exc:
-        try:
-            pickling.dumps(fn)
-        except Exception:  # noqa: BLE001
-            raise InputError(
-                f"{getattr(fn, '__qualname__', fn)!r} cannot be sent to another process: {exc}",
-                hint="Define it at the top level of a module, where other processes import it by name.",
-            ) from exc
-        raise InputError(f"An argument of {_name_of(fn)} cannot be serialised: {exc}") from exc
-
-
 def _check_count(name: str, value: int | None) -> None:
     """Raise InputError if a number is neither None nor an integer above 0."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -847,12 +723,3 @@ def _ranks_per_node(ranks: int, job_fields: Mapping[str, Any]) -> int:
     if "ranks_per_node" in job_fields or ranks % nodes:
         raise InputError(f"mpi={ranks} is the number of all ranks, a multiple of num_nodes={nodes}, instead of ranks_per_node.")
     return int(ranks // nodes)
-
-
-def _main_of(*pickled: bytes) -> tuple[str, str] | None:
-    """Return where the job finds the script that runs here, if the call uses what is defined there."""
-    if not any(map(pickling.needs_main, pickled)):
-        return None
-    # The name in the job of the classes that come back.
-    sys.modules.setdefault(pickling.MAIN, sys.modules["__main__"])
-    return pickling.source_of_main()

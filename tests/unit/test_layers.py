@@ -61,7 +61,7 @@ ROOMS = (
     Room(7, "Python code in jobs", ("pyapps", "launcher.start", "launcher.call")),
     Room(
         8, "Python interface",
-        tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher", "call_keys")),
+        tuple(f"launcher.{name}" for name in ("dag", "futures", "executor", "local_launcher", "call_keys", "call_future")),
     ),
     Room(9, "names of Balsam", ("compat",)),
     Room(10, "command line", ("cli",)),

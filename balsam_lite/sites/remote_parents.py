@@ -227,8 +227,8 @@ def _copy(missing: MissingFiles, entry: SiteEntry, is_upload: bool) -> str:
     done = subprocess_run.run(
         [
             # -L: the files that links lead to. -s: the path bypasses the remote shell.
-            "rsync", "-a", "-L", "-s", "-m", "--delete", f"--partial-dir={PART}rsync", f"--timeout={_STALLED_S}",
-            "-e", shlex.join(ssh.program(host, _CONNECT_S)), *_rules(missing.patterns), "--", *ends,
+            "rsync", "-a", "-L", "-s", "--prune-empty-dirs", "--delete", f"--partial-dir={PART}rsync",
+            f"--timeout={_STALLED_S}", "-e", shlex.join(ssh.program(host, _CONNECT_S)), *_rules(missing.patterns), "--", *ends,
         ],
         timeout_s=_COPY_TIMEOUT_S, environ=ssh.environ(), leaves_some=True,
     )  # fmt: skip

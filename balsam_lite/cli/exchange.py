@@ -231,9 +231,10 @@ def tell_merged(merged: Merged, source: str, dry_run: bool, files: int = 0) -> N
         warn(f"{output.plural(merged.orphaned, 'job')} lost a parent that is neither here nor in the archive.")
     if merged.stopped:
         by_state = _by_state(merged.stopped)
-        are = "would be" if dry_run else "are"
-        number = output.plural(sum(merged.stopped.values()), "job")
-        say(f"{number} had not ended ({by_state}) and {are} USER_KILLED: `balsam rerun` lets them run, or import --runnable.")
+        jobs = sum(merged.stopped.values())
+        are = "would be" if dry_run else "are" if jobs > 1 else "is"
+        number = output.plural(jobs, "job")
+        say(f"{number} had not ended ({by_state}) and {are} USER_KILLED. `balsam rerun` or import --runnable lets them run.")
     if dry_run:
         click.echo("Nothing was changed.")
 

@@ -390,7 +390,7 @@ def test_the_commands_tell_what_they_did(balsam: Balsam, db: Database, other: Da
     assert code == 0 and out.startswith("Would import 3 jobs") and out.endswith("Nothing was changed.\n") and rows(other) == []
     code, out, err = balsam("--db", other.directory, "import", path, "--into-workflow", "new", "--env", "HF_TOKEN=x")
     assert code == 0 and "Imported 3 jobs with 4 files" in out and out.endswith("as #1 to #3.\n")
-    assert "1 job had not ended (CREATED" not in err and "are USER_KILLED: `balsam rerun`" in err and "API_KEY (1 time)" in err
+    assert "1 job had not ended (CREATED" not in err and "USER_KILLED. `balsam rerun`" in err and "API_KEY (1 time)" in err
     assert {row["workflow"] for row in rows(other)} == {"new"}
     code, out, err = balsam("--db", other.directory, "show", "first")
     assert f"#1 of the DB {db.directory}" in " ".join(out.split())

@@ -199,7 +199,7 @@ class _Composer:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        #: Lists and mappings that are being read, each with the nodes in it so far.
+        #: Lists and mappings that are being read, each with the nodes read until now.
         self._open: list[tuple[YamlNode, list[YamlNode]]] = []
         self._anchors: dict[str, YamlNode] = {}
         self._read = 0

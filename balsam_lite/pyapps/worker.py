@@ -242,7 +242,7 @@ def _identity(number: int) -> tuple[int, int] | None:
 
 
 def _usage() -> tuple[int, int, int]:
-    """Return the CPU time so far in microseconds, by kind, and the peak memory in KiB."""
+    """Return the CPU time used in microseconds, by kind, and the peak memory in KiB."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return int((own.ru_utime + children.ru_utime) * 1e6), int((own.ru_stime + children.ru_stime) * 1e6), own.ru_maxrss
 

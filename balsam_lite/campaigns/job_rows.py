@@ -94,6 +94,10 @@ class FileRows:
             hint = (
                 "A column is a field of a job, a parameter of its application, or a key: data.NAME, tags.NAME, parameters.NAME."
             )
+            if getattr(self._source, "columns", ()) == [name] and any(mark in name for mark in ";\t"):
+                hint = (
+                    "The header is one column. Commas separate the columns of CSV, and tabs those of TSV (--input-format tsv)."
+                )
             raise self._source.fail(f"there is no field or parameter {name!r}.{did_you_mean(name, known)}", place, hint=hint)
         field = field_specs.JOB_FIELD.get(target.field)
         if field is not None and not field.settable and target.field not in _OTHERS:
@@ -347,7 +351,7 @@ def with_keys(rows: Source, by: str) -> Iterator[Row]:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 _NUMBERED = re.compile(r"Job number (\d+):? ")
-_OTHER = re.compile(r"\bjob number (\d+)( of the same batch)?")
+_OTHERS_NUMBERED = re.compile(r"\bjob(s?) number (\d+(?:, \d+)*)( of the same batch)?")
 _OF_FIELD = re.compile(r"(?:job |The parameter |cannot have that |the )(\w+)\b")
 
 
@@ -362,5 +366,9 @@ def located(exc: BalsamError, source: readers.RowReader) -> BalsamError:
     names = [named[1], f"{named[1]}s", field_specs.WORKSHOP_NAMES.get(named[1], ""), f"parameters.{named[1]}"] if named else []
     place = next((columns.index(name) + 1 for name in names if name in columns), 0)
     where = source.fail(text, place, source.line_of(int(found[1])))
-    exc.message = _OTHER.sub(lambda one: f"line {source.line_of(int(one[1]))}", where.message)
+
+    def lines(found: re.Match[str]) -> str:
+        return f"line{found[1]} {', '.join(str(source.line_of(int(number))) for number in found[2].split(', '))}"
+
+    exc.message, exc.hint = (_OTHERS_NUMBERED.sub(lines, one) for one in (where.message, exc.hint))
     return exc

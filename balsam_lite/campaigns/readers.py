@@ -13,9 +13,10 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from math import isinf
 from typing import IO, Any
 
-from ..core.errors import InputError, InvalidSpec, NotFound
+from ..core.errors import BalsamError, InputError, InvalidSpec, NotFound
 
 #: The formats of tables, by the end of the file's name.
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -29,6 +30,15 @@ _OTHER_TEXTS = {
 }
 #: Bytes of one line.
 _MAX_LINE = 16 << 20
+#: What an error tells about stdin whose last line has no end, and what to do about it.
+UNFINISHED = "the last line has no end, as if the program that wrote it was interrupted. Nothing was added."
+UNFINISHED_HINT = "If it is complete, add the end of the line: `(PROGRAM; echo) | balsam …`."
+#: What to do about errors of the csv module.
+_CSV_PROBLEMS = {
+    "unexpected end of data": "a double quote is not closed",
+    "new-line character seen in unquoted field": "there is a carriage return without a newline; `tr` converts such a file",
+    "field larger than field limit": "a cell is longer than {limit} characters; is a double quote not closed?",
+}
 
 
 def format_of(path: str, chosen: str | None = None) -> str:
@@ -54,7 +64,6 @@ class RowReader:
         self.name = "stdin" if path == "-" else path
         self._is_file = path != "-"
         self.line = 0  # where the last row began
-        self.is_cut = False  # the last line has no end
         self._lines_read = 0
         #: Numbers of rows, counted from 1, and their lines, where these are not the numbers after those before.
         self._numbers, self._lines = array("q"), array("q")
@@ -63,8 +72,10 @@ class RowReader:
             self._file: IO[bytes] = open(path, "rb") if self._is_file else sys.stdin.buffer
         except FileNotFoundError:
             raise NotFound(f"There is no file {path}.") from None
-        except (OSError, ValueError, AttributeError) as exc:
+        except (OSError, ValueError) as exc:
             raise InputError(f"{self.name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        except AttributeError:  # sys.stdin is None
+            raise InputError("stdin cannot be read: it is closed.") from None
 
     def __enter__(self) -> RowReader:
         return self
@@ -105,14 +116,21 @@ class RowReader:
             self._lines.append(line)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines, with their ends."""
+        """Yield the lines, with their ends.
+
+        Raises:
+            InputError: it cannot be read. InvalidSpec: a line is too long or not text, or stdin ends within a line.
+        """
+        last = b"\n"
         try:
             while raw := self._file.readline(_MAX_LINE + 1):
                 self._lines_read += 1
-                self.is_cut = not raw.endswith(b"\n")
+                last = raw[-1:]
                 yield self._decoded(raw)
         except OSError as exc:
             raise InputError(f"{self.name}, after line {self._lines_read}: cannot be read: {exc.strerror}") from exc
+        if last != b"\n" and not self._is_file:  # the exit code of the other program cannot be known
+            raise self.fail(UNFINISHED, line=self._lines_read, hint=UNFINISHED_HINT)
 
     def _decoded(self, raw: bytes) -> str:
         number = self._lines_read
@@ -168,7 +186,8 @@ class CsvTable(RowReader):
         try:
             return next(self._reader, None)
         except csv.Error as exc:
-            what = {"unexpected end of data": "a double quote is not closed"}.get(str(exc), str(exc))
+            found = (text for start, text in _CSV_PROBLEMS.items() if str(exc).startswith(start))
+            what = next(found, str(exc)).format(limit=csv.field_size_limit())
             raise self.fail(f"{what}, in line {self._lines_read}" if self._lines_read > self.line else what) from None
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -194,11 +213,17 @@ class JsonLines(RowReader):
                 continue
             self._begin_row(self._lines_read)
             try:
-                row = json.loads(text, object_pairs_hook=self._object, parse_constant=self._refuse_constant)
+                row = json.loads(
+                    text, object_pairs_hook=self._object, parse_constant=self._refuse_constant, parse_float=self._float
+                )
             except json.JSONDecodeError as exc:
                 raise self.fail(f"no JSON: {exc.msg}", exc.colno) from None
             except RecursionError:
                 raise self.fail("objects are nested too deeply") from None
+            except BalsamError:
+                raise
+            except ValueError:  # a limit of `int`
+                raise self.fail("a whole number has too many digits") from None
             if not isinstance(row, dict):
                 raise self.fail(f"must be a JSON object {{…}}, not {text.strip()[:40]}")
             yield row
@@ -213,6 +238,12 @@ class JsonLines(RowReader):
 
     def _refuse_constant(self, word: str) -> Any:
         raise self.fail(f"{word} is no JSON")
+
+    def _float(self, text: str) -> float:
+        number = float(text)
+        if isinf(number):
+            raise self.fail(f"the number {text[:40]} is too large")
+        return number
 
 
 class Commands(RowReader):

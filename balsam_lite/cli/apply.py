@@ -75,7 +75,10 @@ def apply(*, file: str, dry_run: bool, update_apps: bool, as_json: bool) -> None
 def _content(file: str) -> tuple[bytes, str, str]:
     """Return the bytes of the file, its name for errors, and the directory of its relative paths."""
     if file == _STDIN:
-        return sys.stdin.buffer.read(), "the campaign file", os.getcwd()
+        from ..campaigns import readers
+
+        with readers.RowReader(_STDIN) as stdin:
+            return "".join(stdin.lines()).encode(), "stdin", os.getcwd()
     try:
         with open(file, "rb") as opened:
             return opened.read(), file, os.path.dirname(os.path.abspath(file))

@@ -105,10 +105,7 @@ class _ManyJobs:
         with progress_of(self._total()) as progress:
             self._target.progress = progress
             rows = self._noted(job_rows.with_keys(self._rows, self._unique) if self._unique else self._rows)
-            added = self._target.add_jobs(rows, self._on_duplicate, dry_run, self._new_app)
-        if self._reader is not None and self._reader.is_cut and self._reader.name == "stdin":
-            warn("The last line of stdin has no end. Was the program that wrote it interrupted?")
-        return added
+            return self._target.add_jobs(rows, self._on_duplicate, dry_run, self._new_app)
 
     def _noted(self, rows: Iterable[Row]) -> Iterator[Row]:
         self._number = 0
@@ -142,7 +139,10 @@ class _ManyJobs:
         numbers = "" if not jobs else f": #{added['first']}" + f" to #{added['first'] + jobs - 1}" * (jobs > 1)
         click.echo(f"Added {output.plural(jobs, 'job')} to database{numbers}" if jobs else "Added no job")
         if skipped:
-            listed = ", ".join(f"#{number}" for number in added["existing"][:5]) + ", …" * (skipped > 5)
+            existing = list(dict.fromkeys(added["existing"]))
+            listed = ", ".join(f"#{number}" for number in existing[:5]) + ", …" * (
+                len(existing) > 5 or skipped > len(added["existing"])
+            )
             click.echo(f"Skipped {output.plural(skipped, 'job')} whose unique key is there already: {listed}")
 
 

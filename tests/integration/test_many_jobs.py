@@ -231,7 +231,7 @@ def test_a_parent_that_is_not_in_the_file_is_a_job_of_the_db(balsam: Balsam, db:
     assert column(db, "parent_ids") == [[], [], [1], [1], [2]]
     for rows, message in (
         ("a,none\n", "f.csv, line 2, column 2: cannot have that parent: No job in local DB matched none"),
-        ("a,\na,\nb,a\n", "f.csv, line 4, column 2: the parent 'a' is the name of the jobs"),
+        ("a,\na,\nb,a\n", "f.csv, line 4, column 2: the parent 'a' is the name of several jobs: lines 2, 3."),
         ("a,b\nb,a\n", "f.csv, line 2: Detected circular dependency"),
     ):
         code, _, errors = balsam("job", "--from-file", write(f"name,parents\n{rows}"), "--app", "sim", "--yes")
@@ -267,6 +267,9 @@ BAD = [
     ("name,num_nodes\na\n", "f.csv, line 2, column 2: there is 1 of 2 columns: num_nodes missing"),
     (b"name\n\xff\xfe\n", "f.csv, line 2, column 1: the byte 0xff is not UTF-8"),
     ("name\na\0\n", "f.csv, line 2, column 2: there is a NUL byte"),
+    ("name,args\ra,1\r", "f.csv, line 1: there is a carriage return without a newline"),
+    ('name,args\na,"' + "x" * 200_000, "f.csv, line 2: a cell is longer than 131072 characters; is a double quote not closed?"),
+    ("name;args\na;1\n", "The header is one column. Commas separate the columns of CSV"),
 ]
 
 
@@ -294,6 +297,8 @@ def test_the_first_error_names_line_and_column_and_nothing_is_added(
         ('{"name": "a", "app": "sim", "parents": {"x": 1}}\n', "line 1: parents: must be a list"),
         ('{"name": "a", "app": "model", "T": 1}\n', "line 1: Missing required parameters: {'P'}"),
         ('{"name": "a"', "line 1, column 13: no JSON"),
+        ('{"name": "a", "app": "sim", "data": {"x": -1e999}}\n', "line 1: the number -1e999 is too large"),
+        ('{"name": "a", "app": "sim", "data": {"x": %s}}\n' % ("9" * 5000), "line 1: a whole number has too many digits"),
     ],
 )
 def test_errors_of_json_lines(balsam: Balsam, db: Database, write: Write, content: str, message: str) -> None:
@@ -379,9 +384,44 @@ def test_stdin_is_read_as_a_file_is(db: Database) -> None:
     words = ["job", "--from-file", "-", "--app", "sim"]
     assert "Name the format of stdin" in feed([*words, "--yes"], b"", db).stderr
     assert "give --yes or --dry-run" in feed([*words, "--input-format", "csv"], b"", db).stderr
-    cut = feed([*words, "--input-format", "csv", "--yes"], b"name\na\nb", db)
-    assert (cut.returncode, "The last line of stdin has no end" in cut.stderr) == (0, True)
     assert "stdin, line 3" in feed([*words, "--input-format", "csv", "--yes"], b"name,args\na,1\nb", db).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["job", "--from-file", "-", "--input-format", "csv", "--app", "sim", "--yes"], "name,args\na,1\nb,12"),
+        (["job", "--from-file", "-", "--input-format", "csv", "--app", "sim", "--dry-run"], "name,args\na,1\nb,12"),
+        (["job", "--from-file", "-", "--input-format", "jsonl", "--app", "sim", "--yes"], '{"name": "a"}\n\n{"name": "b"}'),
+        (["job", "--commands", "-", "--yes"], "echo 1\n\nrm -r /tmp/a"),
+        (["apply", "-"], "version: 1\ncampaign: c\ngroups: {a: {application: sim}}"),
+    ],
+)
+def test_stdin_that_ends_within_a_line_adds_nothing(db: Database, words: list[str], text: str) -> None:
+    done = feed(words, text.encode(), db)
+    assert done.returncode == 2
+    assert "stdin, line 3: the last line has no end, as if the program that wrote it was interrupted" in done.stderr
+    assert jobs(db) == []
+
+
+def test_stdin_that_is_closed_is_an_error(db: Database) -> None:
+    words = [*BALSAM, "job", "--commands", "-", "--yes"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, env={**environment(), "BALSAM_DB_PATH": db.directory}
+    )
+    assert (done.returncode, done.stderr) == (2, b"Error: stdin cannot be read: it is closed.\n")
+
+
+def test_jobs_that_wait_for_each_other_are_named_by_their_lines(balsam: Balsam, db: Database, write: Write) -> None:
+    _, _, err = balsam("job", "--from-file", write("name,parents\n\na,b\nb,a\n"), "--app", "sim", "--yes")
+    assert "f.csv, line 3: Detected circular dependency" in err
+    assert "2 jobs would wait for each other: lines 3, 4." in err
+
+
+def test_an_existing_job_is_named_once(balsam: Balsam, db: Database, write: Write) -> None:
+    words = ("job", "--from-file", write("name,unique_key\na,k\nb,k\n"), "--app", "sim", "--yes", "--on-duplicate", "skip")
+    balsam(*words)
+    assert "Skipped 2 jobs whose unique key is there already: #1\n" in balsam(*words)[1]
 
 
 def test_ctrl_c_in_the_middle_adds_nothing(db: Database) -> None:

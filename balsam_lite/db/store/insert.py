@@ -404,7 +404,7 @@ def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
             if len(places) > 1:
                 numbers = graph.listed(place + 1 for place in places)
                 raise AmbiguousJobId(
-                    f"Job number {child + 1}: the parent {str(parent)!r} is the name of the jobs number {numbers}.",
+                    f"Job number {child + 1}: the parent {str(parent)!r} is the name of several jobs: jobs number {numbers}.",
                     hint="Give these jobs different names, or name the parent by its position.",
                 )
             parent = Position(places[0]) if places else str(parent)
@@ -440,7 +440,7 @@ def _refuse_cycle(inner: list[tuple[int, int]]) -> None:
         named = graph.listed(job + 1 for job in cycle)
         raise DependencyCycle(
             f"Job number {cycle[0] + 1}: Detected circular dependency; nothing was added.",
-            hint=f"{len(cycle)} jobs of this batch would wait for each other: numbers {named}.",
+            hint=f"{len(cycle)} jobs would wait for each other: jobs number {named}.",
         )
 
 

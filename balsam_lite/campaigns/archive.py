@@ -20,7 +20,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import groupby
@@ -105,11 +105,15 @@ class Hashing(io.RawIOBase):
 
 
 class Archive:
-    """An open archive: its manifest, and its tables in checked temporary files. Scripts and files can be read once."""
+    """An open archive: its manifest, and its tables in checked temporary files. Scripts and files can be read once.
 
-    def __init__(self, path: str, members: Iterator[Member], folder: str) -> None:
+    The temporary files have no names, so that a process that is killed leaves none.
+    """
+
+    def __init__(self, path: str, members: Iterator[Member], stack: ExitStack) -> None:
         self.path = os.path.abspath(path)
-        self._members, self._folder = members, folder
+        self._members = members
+        self._tables = {name: stack.enter_context(tempfile.TemporaryFile(prefix="balsam-")) for name in TABLES}
         self._waiting: Member | None = None
         self.manifest = self._read_manifest()
         for name in TABLES:
@@ -155,32 +159,29 @@ class Archive:
             raise self._refuse(f"it is cut: there is no {name}.jsonl")
         if member.size != expected["bytes"]:
             raise self._refuse(f"{name}.jsonl has {member.size} bytes; its manifest tells {expected['bytes']}")
-        refuse_size(self._folder, member.size, name)
+        refuse_size(tempfile.gettempdir(), member.size, name)
         hashing = Hashing(member.file)
-        with open(self._table(name), "wb") as file:
-            while data := hashing.read(1 << 20):
-                file.write(data)
+        while data := hashing.read(1 << 20):
+            self._tables[name].write(data)
+        self._tables[name].flush()
         if hashing.size != member.size:
             raise self._refuse(f"it is cut in {name}.jsonl")
         if hashing.hash.hexdigest() != expected["sha256"]:
             raise self._refuse(f"{name}.jsonl is damaged: its checksum is wrong")
 
-    def _table(self, name: str) -> str:
-        return os.path.join(self._folder, f"{name}.jsonl")
-
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a table."""
-        with open(self._table(name), "rb") as file:
-            number = 0
-            while line := file.readline(_MAX_LINE_BYTES):
-                number += 1
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as exc:
-                    raise self._refuse(f"line {number} of {name}.jsonl is no JSON: {exc}") from exc
-                if not isinstance(row, dict):
-                    raise self._refuse(f"line {number} of {name}.jsonl is no object")
-                yield row
+        """Yield the rows of a table, which several may read at once."""
+        file = io.BufferedReader(_Reread(self._tables[name].fileno()), 1 << 16)
+        number = 0
+        while line := file.readline(_MAX_LINE_BYTES):
+            number += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as exc:
+                raise self._refuse(f"line {number} of {name}.jsonl is no JSON: {exc}") from exc
+            if not isinstance(row, dict):
+                raise self._refuse(f"line {number} of {name}.jsonl is no object")
+            yield row
 
     def contents(self) -> Iterator[Member]:
         """Yield scripts and files; each must be read to its end, or not at all, before the next one."""
@@ -224,6 +225,22 @@ class _Raw(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
+        return len(data)
+
+
+class _Reread(io.RawIOBase):
+    """A file that is open already, read from its beginning at a separate position."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._position = descriptor, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._descriptor, len(buffer), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
         return len(data)
 
 
@@ -326,8 +343,8 @@ def open_archive(path: str) -> Iterator[Archive]:
     Raises:
         InputError: there is none. ArchiveError: it is damaged, cut, of a newer version, or refused as unsafe. DatabaseFull.
     """
-    with tempfile.TemporaryDirectory(prefix="balsam-import-") as folder, containers.read(path) as members:
-        yield Archive(path, members, folder)
+    with ExitStack() as stack, containers.read(path) as members:
+        yield Archive(path, members, stack)
 
 
 def is_below(path: str, directory: str) -> bool:

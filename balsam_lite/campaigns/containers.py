@@ -66,6 +66,8 @@ def compression_of(path: str) -> str | None:
         InputError: it promises another format.
     """
     lower = path.lower()
+    if os.path.basename(path) == "-":
+        raise InputError("An archive is a file or a directory, and cannot go through a pipe: give it a name.")
     for ending, compression in ENDINGS.items():
         if lower.endswith(ending):
             return compression

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..core.errors import InputError
 from ..db.engine import directories
 from ..db.engine.connection import Database
+from ..db.engine.filesystem import failure
 from ..db.query import queries
 from ..db.store.large_writes import Progress
 from ..db.store.merge import Merged, MergeOptions, Origin, merge
@@ -112,7 +113,11 @@ class _Placing:
             target = self._target(member.name, folders)
             hashing = Hashing(member.file)
             if target:
-                self._extract(member, hashing, target)
+                try:
+                    self._extract(member, hashing, target)
+                except OSError as exc:
+                    why = failure(exc, target, exc.strerror)
+                    raise InputError(f"{target} cannot be written: {why}; nothing was imported.") from exc
                 touch()
             while hashing.read(1 << 20):
                 pass

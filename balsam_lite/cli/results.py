@@ -51,8 +51,8 @@ def results(
     asked = [found for _, found in ask_sites(site, lambda one: (one, one.count("job", chosen.conditions())))]
     sites = [one for one, number in asked if number]
     if not sites:
-        if look.is_whole or look.path:
-            listing.write(look, named or ("id",), (), ())
+        if look.form not in ("", "table") or look.path:
+            listing.write(look, ResultTable(lambda fields: iter(()), named).columns, (), TIMES, has_header=True)
         say(f"No job matches{f' {chosen}' * bool(chosen)}.")
         return
     is_table = look.form in ("", "table") and not look.path and sys.stdout.isatty()

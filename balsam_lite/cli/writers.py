@@ -174,6 +174,8 @@ _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z").fullmatch
 def _write_parquet(columns: Sequence[str], rows: Iterable[Values], path: str, times: Iterable[str]) -> int:
     """Write a Parquet file with the types that the values have: a column of several kinds as text, numbers as such.
 
+    Text, too, are numbers of which one has no place in the type: one that needs more than 64 bits does not stop the file.
+
     Args:
         columns: no name twice. times: columns that become timestamps in UTC if all their values are times in ISO 8601.
     """
@@ -182,40 +184,45 @@ def _write_parquet(columns: Sequence[str], rows: Iterable[Values], path: str, ti
 
     arrow = _pyarrow()
     kinds: list[set[type]] = [set() for _ in columns]
+    largest = [0] * len(columns)  # of whole numbers, without their signs
     known = set(times)
     number = 0
     source = iter(rows)
     with tempfile.TemporaryFile(prefix="balsam-", dir=os.path.dirname(path) or ".") as kept:
         while some := list(islice(source, _ROW_GROUP)):
             blocks = [list(column) for column in zip(*some)]
-            for name, found, column in zip(columns, kinds, blocks):
+            for place, (name, found, column) in enumerate(zip(columns, kinds, blocks)):
                 found.update(map(type, column))
+                if int in found:
+                    largest[place] = max(largest[place], *(abs(value) for value in column if type(value) is int), 0)
                 if name in known and not all(value is None or _ISO_TIME(str(value)) for value in column):
                     known.discard(name)
             marshal.dump(blocks, kept)
             number += len(some)
         kept.seek(0)
-        types = [_type_of(arrow, name in known, found) for name, found in zip(columns, kinds)]
+        types = [_type_of(arrow, name in known, found, most) for name, found, most in zip(columns, kinds, largest)]
         schema = arrow.schema(list(zip(columns, types)))
         with arrow.parquet.ParquetWriter(path, schema) as writer:
             for _ in range(0, number, _ROW_GROUP):
-                arrays = [_array(arrow, *about) for about in zip(columns, types, marshal.load(kept))]
+                arrays = [_array(arrow, *about) for about in zip(types, marshal.load(kept))]
                 writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     return number
 
 
-def _type_of(arrow: Any, is_time: bool, found: set[type]) -> Any:
-    """Return the Arrow type for a column with values of these types."""
+def _type_of(arrow: Any, is_time: bool, found: set[type], largest: int) -> Any:
+    """Return the Arrow type for a column with values of these types, and whole numbers up to `largest`."""
     kinds = {_KINDS.get(one, "json") for one in found if one is not type(None)}
     if is_time and kinds <= {"text"}:
         return arrow.timestamp("us", "UTC")
+    if largest >= 1 << (53 if "number" in kinds else 63):
+        return arrow.string()
     if kinds == {"integer", "number"}:
         return arrow.float64()
     known = {"flag": arrow.bool_(), "integer": arrow.int64(), "number": arrow.float64()}
     return known.get(kinds.pop(), arrow.string()) if len(kinds) == 1 else arrow.string()
 
 
-def _array(arrow: Any, name: str, kind: Any, column: list[Any]) -> Any:
+def _array(arrow: Any, kind: Any, column: list[Any]) -> Any:
     if kind == arrow.string():
         texts = [value if value is None or type(value) is str else _cell_text(value) for value in column]
         try:
@@ -224,10 +231,7 @@ def _array(arrow: Any, name: str, kind: Any, column: list[Any]) -> Any:
             return arrow.array([text and text.encode("utf-8", "backslashreplace").decode() for text in texts], kind)
     if arrow.types.is_timestamp(kind):
         return arrow.array(column, arrow.string()).cast(kind)
-    try:
-        return arrow.array(column, kind)
-    except (arrow.ArrowInvalid, OverflowError) as exc:
-        raise BalsamError(f"The column {name} has a number that Parquet cannot hold: {exc}") from exc
+    return arrow.array(column, kind)
 
 
 def _cell_text(value: Any) -> str:
@@ -280,7 +284,7 @@ def write_file(
     """Write rows to a file, whole or not at all; return how many. The arguments are those of `write_rows`.
 
     Raises:
-        BalsamError: it cannot be written, or Parquet cannot hold a value.
+        BalsamError: it cannot be written.
     """
     with whole_file(path) as unfinished:
         if form == "parquet":

@@ -112,10 +112,13 @@ def _series(pandas: Any, values: Sequence[Any], is_time: bool) -> Any:
             if kinds
             else pandas.Series([pandas.NaT] * len(values), dtype=pandas.DatetimeTZDtype("us", epoch.tz))
         )
-    if len(kinds) == 1 and None in values and (kind := _NULLABLE.get(next(iter(kinds)))):
-        return pandas.Series(pandas.array(values, dtype=kind))
-    if kinds == {int, float}:
-        return pandas.Series([None if value is None else float(value) for value in values], dtype="float64")
+    try:
+        if len(kinds) == 1 and None in values and (kind := _NULLABLE.get(next(iter(kinds)))):
+            return pandas.Series(pandas.array(values, dtype=kind))
+        if kinds == {int, float}:
+            return pandas.Series([None if value is None else float(value) for value in values], dtype="float64")
+    except OverflowError:  # a whole number that needs more than 64 bits, such as a seed
+        return pandas.Series(list(values), dtype="object")
     return pandas.Series(list(values))
 
 

@@ -403,16 +403,44 @@ def test_the_commands_tell_what_they_did(balsam: Balsam, db: Database, other: Da
     assert code == 2 and "exists already" in err
 
 
+def test_a_directory_that_cannot_be_made_refuses_the_import(
+    balsam: Balsam, db: Database, other: Database, tmp_path: Path
+) -> None:
+    export(db, tmp_path / "a.tar", patterns=["*"])
+    (tmp_path / "file").write_text("")
+    code, _, err = balsam("--db", other.directory, "import", str(tmp_path / "a.tar"), "--files-to", str(tmp_path / "file"))
+    assert code == 2 and "cannot be written" in err and err.endswith("nothing was imported.\n")
+    assert rows(other) == []
+
+
+def test_an_import_that_was_taken_back_has_written_nothing(
+    balsam: Balsam, db: Database, other: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(db, tmp_path / "a.tar", patterns=["*"])
+    monkeypatch.setattr(imports, "refuse_size", lambda *about: archive.refuse_size("/proc", *about[1:]))
+    code, _, err = balsam("--db", other.directory, "import", str(tmp_path / "a.tar"))
+    assert code == 1 and err.endswith("nothing was imported.\n")
+    assert rows(other) == []
+
+
+def test_an_archive_has_a_name(balsam: Balsam, db: Database, tmp_path: Path) -> None:
+    code, _, err = balsam("--db", db.directory, "export", "-")
+    assert code == 2 and "give it a name" in err and not os.path.lexists("-")
+
+
 def test_a_crash_in_an_import_leaves_no_job_and_the_same_import_completes_it(
     db: Database, other: Database, tmp_path: Path
 ) -> None:
     export(db, tmp_path / "a.tar", patterns=["*"])
     other.close()
     words = [sys.executable, "-m", "balsam_lite.cli", "--db", other.directory, "import", str(tmp_path / "a.tar"), "--runnable"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     for place in ("before-piece:1", "after-piece:1", "before-piece:2"):  # the last one: files are in place, jobs are hidden
-        done = subprocess.run(words, env={**os.environ, "BALSAM_FAILPOINT": place}, timeout=60, capture_output=True)
+        environ = {**os.environ, "BALSAM_FAILPOINT": place, "TMPDIR": str(temporary)}
+        done = subprocess.run(words, env=environ, timeout=60, capture_output=True)
         assert done.returncode == -signal.SIGKILL
-        assert rows(other) == []
+        assert rows(other) == [] and os.listdir(temporary) == []
         other.close()
     assert subprocess.run(words, timeout=60, check=True, capture_output=True).returncode == 0
     assert content(other) == content(db) and faults(other) == []

@@ -18,7 +18,7 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import results
-from balsam_lite.db.store import apps, claims, insert, leases, runs
+from balsam_lite.db.store import apps, claims, insert, leases, runs, user_actions
 from balsam_lite.launcher.dag import BalsamJob
 from balsam_lite.pyapps import result_file
 
@@ -136,6 +136,8 @@ def test_conditions_order_and_limit_are_those_of_listings(balsam: Balsam, db: Da
     assert [row["id"] for row in rows(balsam, "--state", "FAILED")] == ["3"]
     code, out, err = balsam("results", "--wf", "none")
     assert (code, out, err) == (0, "", "No job matches --wf none.\n")
+    code, out, err = balsam("results", "--wf", "none", "--format", "csv")
+    assert code == 0 and out.startswith("id,name,workflow,application,state,return_code,") and err.endswith("none.\n")
     assert balsam("results", "--wf", "none", "--json")[1] == "[]\n"
 
 
@@ -195,6 +197,14 @@ def test_frames_have_the_columns_of_the_command_and_their_types(balsam: Balsam, 
         assert (frame["return_code"].dtype, frame["id"].dtype, frame["data.energy"].dtype) == ("Int64", "int64", "float64")
         assert frame["data.dotted.key"].dtype == "boolean" and frame["data.list"][2] == [1, 2]
         assert frame["data.energy"][0] == -1.5
+
+
+def test_a_number_of_more_than_64_bits_is_kept_in_a_frame(balsam: Balsam, db: Database) -> None:
+    pytest.importorskip("pandas")
+    user_actions.update_fields(db, [1], {"data": {"seed": 2**70, "mixed": 10**400}})
+    user_actions.update_fields(db, [2], {"data": {"mixed": 0.5}})
+    found = BalsamJob.objects.filter(pk__in=[1, 2]).order_by("pk").results_df("data")
+    assert (found["data.seed"][0], found["data.mixed"][0], found["data.mixed"][1]) == (2**70, 10**400, 0.5)
 
 
 def test_frames_follow_conditions_order_and_slices(db: Database, balsam: Balsam) -> None:

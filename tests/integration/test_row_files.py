@@ -15,7 +15,6 @@ from elsewhere import environment
 from helpers import Balsam
 
 from balsam_lite.cli import writers
-from balsam_lite.core.errors import BalsamError
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
@@ -131,11 +130,14 @@ def test_parquet_without_pyarrow_names_the_package(
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_a_number_that_parquet_cannot_hold_is_told_and_nothing_is_written(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    with pytest.raises(BalsamError, match="column big"):
-        writers.write_file("parquet", ["big"], [[2**70]], str(tmp_path / "big.parquet"))
-    assert os.listdir(tmp_path) == []
+def test_a_column_with_a_number_that_parquet_cannot_hold_is_text(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = str(tmp_path / "big.parquet")
+    rows = [[2**70, -(2**63), 2**53 + 1, 7], [1, None, 0.5, None]]
+    assert writers.write_file("parquet", ["seed", "least", "mixed", "small"], rows, path) == 2
+    assert parquet.read_table(path).to_pydict() == {
+        "seed": [str(2**70), "1"], "least": [str(-(2**63)), None], "mixed": [str(2**53 + 1), "0.5"], "small": [7, None],
+    }  # fmt: skip
 
 
 def test_an_interrupted_file_leaves_the_former_one(tmp_path: Path) -> None:

@@ -114,8 +114,14 @@ def open_connections() -> list[_Connection]:
     return [cx for cx in found if cx is not None]
 
 
-#: Number of write transactions that this process has committed.
+#: Number of write transactions that this process has committed, and that were not taken back.
 commits = 0
+
+
+def forget_commits(since: int) -> None:
+    """Count no more than the first `since` commits of this process: the others were taken back."""
+    global commits
+    commits = min(commits, since)
 
 
 def _note_commit() -> None:

@@ -28,6 +28,7 @@ from ...core.clock import SECOND_US, SystemClock
 from ...core.errors import BalsamError
 from ...core.process_table import Holder
 from ..collected import Added, Skipped
+from ..engine import connection
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
 from . import actions, job_changes, large_writes, reversal
@@ -133,6 +134,7 @@ class HiddenInsert(ABC):
         self._written = 0  # jobs
         self._commit_s = 0.0  # what the last commit took; on a slow disk more than all else
         self._units = self._all_units()
+        self._commits = connection.commits - 1  # before the range was hidden
 
     @abstractmethod
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
@@ -194,6 +196,7 @@ class HiddenInsert(ABC):
                 with self._db.write() as cx:
                     large_writes.give_up(cx, self.hidden.write)
                 complete(self._db, self.hidden.write)
+                connection.forget_commits(self._commits)
         except KeyboardInterrupt:
             rest = "the next balsam command or launcher removes what was written"
             raise KeyboardInterrupt(f"Interrupted: nothing is added; {rest}.") from None

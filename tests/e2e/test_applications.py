@@ -441,8 +441,8 @@ APPS = """
         def run(self, a, b=2, **more):
             if a == "raise":
                 raise KeyError("no such key")
-            if a == "lambda":
-                return lambda: 1
+            if a == "lock":
+                return __import__("threading").Lock()
             if a == "large":
                 return b"x" * (17 << 20)
             return a.value, b, more, self.job.id, self.job.workdir.name
@@ -507,7 +507,7 @@ APPS = """
     submit(Sourced, "it")
     submit(NoPreamble, "it")
     submit(Add, "it", a=Thing(1), c=[1])
-    for word in ("raise", "lambda", "large"):
+    for word in ("raise", "lock", "large"):
         submit(Add, word, a=word)
     submit(Handled, "error", works="no")
     submit(Handled, "timeout", works="yes")
@@ -640,8 +640,8 @@ def test_exceptions_and_results_that_cannot_come_back_are_told(ran, job):
         job("Add/raise").result()
     assert "KeyError: 'no such key'" in ran.history(number(ran, "Add/raise"))[-2][1]
     assert passed(ran, "Add/raise")[-2:] == ["RUN_ERROR", "FAILED"]
-    with pytest.raises(RemoteError, match="of type function and cannot be serialised"):
-        job("Add/lambda").result()
+    with pytest.raises(RemoteError, match="of type lock and cannot be serialised"):
+        job("Add/lock").result()
     with pytest.raises(RemoteError, match=r"of type bytes and takes 178.* bytes; .* is the most"):
         job("Add/large").result()
 

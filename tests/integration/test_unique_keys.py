@@ -202,7 +202,8 @@ def test_what_is_no_key_is_refused(db, key):
 # --- several writers --------------------------------------------------------------------------------------------------
 
 
-def test_while_jobs_with_keys_are_hidden_others_with_keys_wait(db, monkeypatch):
+def test_while_jobs_with_keys_are_hidden_others_with_keys_wait(db, monkeypatch, caplog):
+    monkeypatch.setattr(unique_keys, "_REPORT_S", 0.0)
     begun, may_end = threading.Event(), threading.Event()
     advance = insert.Insertion.advance
 
@@ -221,7 +222,8 @@ def test_while_jobs_with_keys_are_hidden_others_with_keys_wait(db, monkeypatch):
         insert.add_jobs(db, jobs("k5"))
     few = threading.Thread(target=lambda: results.append(insert.add_jobs(db, jobs("k5", "new"), on_duplicate="skip")))
     few.start()
-    wait_until(few.is_alive)
+    wait_until(lambda: "is adding 30 jobs with unique keys; 0 are done. This insert waits for it." in caplog.text)
+    assert few.is_alive()
     may_end.set()
     many.join(60)
     few.join(60)

@@ -27,6 +27,8 @@ from . import pieces
 REFUSE, SKIP = "refuse", "skip"
 #: Longest wait for another insert of jobs with keys.
 _TIMEOUT_S = 300.0
+#: Seconds of that wait after which it is reported, and between two reports.
+_REPORT_S, _REPEAT_S = 3.0, 30.0
 #: What to do about DuplicateKey.
 _HINT = "`--on-duplicate skip`, in Python on_duplicate='skip', adds only the others."
 
@@ -58,9 +60,12 @@ def _hiding(cx: sqlite3.Connection) -> _Hiding | None:
 def when_free(db: Database, has_keys: bool) -> Iterator[sqlite3.Connection]:
     """Open a write transaction as `pieces.few` does; with `has_keys` only when no other insert hides jobs with keys.
 
+    A long wait is reported by `logging`, on stderr unless the program has other handlers.
+
     Raises:
         DatabaseBusy: another insert takes too long, or a transaction is open, in which nothing can be waited for.
     """
+    report_at = time.monotonic() + _REPORT_S
     until = time.monotonic() + _TIMEOUT_S
     while True:
         with pieces.few(db) as cx:
@@ -68,11 +73,14 @@ def when_free(db: Database, has_keys: bool) -> Iterator[sqlite3.Connection]:
             if other is None:
                 yield cx
                 return
+        what = f"Process {other.pid} on {other.host} is adding {other.total} jobs with unique keys; {other.done} are done."
         if db.is_in_transaction or time.monotonic() > until:
-            raise DatabaseBusy(
-                f"Process {other.pid} on {other.host} is adding {other.total} jobs with unique keys; {other.done} are done.",
-                hint="Until it has ended no other job with a unique_key can be added. Try again later.",
-            )
+            raise DatabaseBusy(what, hint="Until it has ended no other job with a unique_key can be added. Try again later.")
+        if time.monotonic() >= report_at:
+            import logging  # here, not above: hardly any insert needs it
+
+            logging.getLogger(__name__).warning("%s This insert waits for it.", what)
+            report_at += _REPEAT_S
         pieces.pause(db, 0)
 
 

@@ -90,7 +90,7 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
 
             fields["unique_key"] = job_rows.key_maker(many["unique"])(fields)
         target = one_site(site)
-        numbers = parents_of(target, parents)
+        numbers = parents_of(target, parents, many["dry_run"])
         _add(target, fields, numbers, yes, _AS_SLIDES if is_of_slides else _AS_WORKSHOP, many)
         return
     fields = _given(options)
@@ -100,7 +100,8 @@ def job(ctx: click.Context, /, *, parents: Sequence[str], site: str, yes: bool, 
         app = _application(target, fields["application"], _place_of(target, is_of_slides))
         fields["application"] = app["name"]
     if parents:
-        fields["parent_ids"] = list(parents_of(target, parents))
+        numbers = parents_of(target, parents, many["dry_run"])
+        fields["parent_ids"] = [number for number in numbers if number > 0 or not many["dry_run"]]
     many_jobs.add(target, {**options, **many}, fields, app, yes)
 
 
@@ -187,10 +188,11 @@ def _add(
     job_id = _unused_id(target)
     row = {name: value for name, value in fields.items() if name != "application"}
     row.update(app_id=app["id"], parent_ids=list(parents), job_id=job_id)
-    target.check_jobs([row])
+    is_dry_run = many.get("dry_run", False)
+    target.check_jobs([{**row, "parent_ids": [number for number in parents if number > 0 or not is_dry_run]}])
     click.echo("\n".join(style.lines(target, app, row, parents)))
     _warn_of_unused(app, fields)
-    if many.get("dry_run"):
+    if is_dry_run:
         click.echo("1 job would be added.")
         return fields
     if not yes:

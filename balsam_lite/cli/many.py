@@ -6,15 +6,18 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import click
 
 from ..campaigns import job_rows, readers, sweep
-from ..core.errors import BalsamError, InputError
+from ..core.errors import AmbiguousJobId, BalsamError, InputError
+from ..db.engine import registry
 from ..sites.interface import Row, SiteInterface
 from . import output
 from .common import confirm_or_end, progress_of, say, warn
+from .selection import job_of_other_site
 
 _SOURCES = {"from_file": "--from-file", "commands": "--commands"}
 #: Rows of JSON lines that are shown have no more characters than that.
@@ -59,7 +62,8 @@ def add(target: SiteInterface, options: Mapping[str, Any], fields: Row, app: Row
         elif options["from_file"] is not None:
             table = _open_table(options)
             reader = stack.enter_context(table)
-            rows = job_rows.FileRows(table, fields, _parameters(target, app, table))
+            of_table = job_rows.FileRows(table, fields, _parameters(target, app, table))
+            rows = _RemoteParents(of_table, target, options["dry_run"] or not yes)
         else:
             rows = _sweep_rows(options, fields, app)
         many = _ManyJobs(target, rows, options, reader)
@@ -203,3 +207,78 @@ def _parameters(target: SiteInterface, app: Row | None, table: readers.RowReader
         raise click.UsageError("Which application? Give --app, or a column `application`.")
     apps = [app] if app is not None and columns is not None and not has_app else target.select("app")
     return list(dict.fromkeys(name for one in apps for name in one["parameters"]))
+
+
+#: Rows whose parents at other sites are looked up together.
+_CHUNK = 1000
+_JobOfSite = tuple[SiteInterface, int]
+
+
+class _RemoteParents:
+    """The rows of a table, in which SITE#NUMBER of a known site, as a parent, is a job of that site."""
+
+    def __init__(self, rows: Iterable[Row], target: SiteInterface, dry_run: bool) -> None:
+        self._rows, self._target, self._dry_run = rows, target, dry_run
+        self._jobs: dict[str, _JobOfSite | None] = {}  # by words; None: a name
+        self._numbers: dict[str, int] = {}  # in `parent_ids`, by words
+        self._names: set[str] = set()  # of jobs of the table that look like SITE#NUMBER
+
+    def __iter__(self) -> Iterator[Row]:
+        rows, first = iter(self._rows), 1
+        while some := list(islice(rows, _CHUNK)):
+            self._look_up(some, first)
+            yield from map(self._with_numbers, some)
+            first += len(some)
+
+    def _look_up(self, rows: Sequence[Row], first: int) -> None:
+        """Find the jobs of other sites that these rows name. Raises BalsamError, with the number of the row."""
+        new: dict[str, int] = {}
+        number = first
+        try:
+            for number, row in enumerate(rows, first):
+                if "#" in row["name"]:
+                    self._names.add(row["name"])
+                for word in row.get("parents") or ():
+                    if isinstance(word, str) and "#" in word[1:] and word not in self._jobs:
+                        is_site = registry.matching(word.rpartition("#")[0]) is not None
+                        self._jobs[word] = job_of_other_site(self._target, word) if is_site else None
+                        new.update({word: number} if self._jobs[word] else {})
+            self._ask(new)
+        except BalsamError as exc:
+            for word, number in new.items():  # which of them?
+                self._ask_for(word, number)
+            raise _of_row(number, exc) from exc
+        for word in self._names.intersection(self._numbers):
+            raise AmbiguousJobId(
+                f"{word!r} is the name of a job of the table, and as a parent also means a job of another site.",
+                hint="Rename the job of the table.",
+            )
+
+    def _ask(self, words: Iterable[str]) -> None:
+        from ..sites import remote_parents
+
+        of_sites: dict[str, list[str]] = {}
+        for word in words:
+            of_sites.setdefault(word.rpartition("#")[0], []).append(word)
+        for same in of_sites.values():
+            jobs = [job for word in same if (job := self._jobs[word])]
+            found = remote_parents.numbers_for(self._target, jobs[0][0], [number for _, number in jobs], self._dry_run)
+            self._numbers.update(zip(same, found))
+
+    def _ask_for(self, word: str, number: int) -> None:
+        try:
+            self._ask([word])
+        except BalsamError as exc:
+            raise _of_row(number, exc) from exc
+
+    def _with_numbers(self, row: Row) -> Row:
+        numbers = [self._numbers[word] for word in row.get("parents") or () if word in self._numbers]
+        if not numbers:
+            return row
+        names = [word for word in row["parents"] if word not in self._numbers]
+        stored = [number for number in numbers if number > 0 or not self._dry_run]
+        return {**row, "parents": names, "parent_ids": [*row.get("parent_ids", ()), *stored]}
+
+
+def _of_row(number: int, exc: BalsamError) -> BalsamError:
+    return type(exc)(f"Job number {number}: cannot have that parent: {exc.message}", hint=exc.hint)

@@ -293,14 +293,17 @@ def job_of_other_site(site: SiteInterface, word: str) -> tuple[SiteInterface, in
     return fanout.open_site(entry), int(number)
 
 
-def parents_of(target: SiteInterface, words: Sequence[str]) -> dict[int, str]:
-    """Return the numbers by which `parent_ids` names these jobs; with those of other sites as SITE#NUMBER, else ""."""
+def parents_of(target: SiteInterface, words: Sequence[str], dry_run: bool = False) -> dict[int, str]:
+    """Return the numbers by which `parent_ids` names these jobs; with those of other sites as SITE#NUMBER, else "".
+
+    With `dry_run` nothing is written, and numbers below 0 name no job.
+    """
     there = {word: found for word in words if (found := job_of_other_site(target, word))}
     numbers = dict.fromkeys(job_numbers(target, [word for word in words if word not in there]), "")
     for site, number in there.values():
         from ..sites import remote_parents
 
-        (own,) = remote_parents.numbers_for(target, site, [number])
+        (own,) = remote_parents.numbers_for(target, site, [number], dry_run)
         numbers[own] = f"{site.entry.name}#{number}" if own < 0 else ""
     return numbers
 

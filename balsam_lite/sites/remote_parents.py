@@ -47,10 +47,11 @@ _PAGE = 5000
 # --- adding dependencies ----------------------------------------------------------------------------------------------
 
 
-def numbers_for(child: SiteInterface, parent: SiteInterface, jobs: Sequence[int]) -> list[int]:
+def numbers_for(child: SiteInterface, parent: SiteInterface, jobs: Sequence[int], dry_run: bool = False) -> list[int]:
     """Return the numbers by which `parent_ids` of new jobs at one site name these jobs of another site.
 
-    Both sites know of the dependency then. Neither has a transaction open meanwhile.
+    Both sites know of the dependency then. Neither has a transaction open meanwhile. With `dry_run` nothing is written, and
+    numbers below 0 name no job.
 
     Raises:
         UnknownJob: the other site has no such job. InvalidSpec: a DB has no identity. BalsamError: a site does not answer.
@@ -64,6 +65,8 @@ def numbers_for(child: SiteInterface, parent: SiteInterface, jobs: Sequence[int]
     for site, about in ((parent, there), (child, here)):
         if not about["db_id"]:
             raise InvalidSpec(f"The DB of the site {site.entry.name} is too old for dependencies between sites.")
+    if dry_run:
+        return [-job for job in jobs]
     from_child, from_parent = _as_seen(parent.entry, there, child.entry), _as_seen(child.entry, here, parent.entry)
     if from_parent["path"]:
         with suppress(*([BalsamError] if from_child["path"] else [])):  # a DB that others only read: the other site asks

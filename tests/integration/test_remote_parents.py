@@ -545,6 +545,38 @@ def test_the_parent_of_a_job_in_the_shell_can_be_one_of_another_site(
     assert here.one("SELECT count(*) FROM dependency WHERE parent > 0") == 2
 
 
+def test_the_parents_of_a_table_can_be_jobs_of_another_site(here: Place, there: Place, tmp_path: Path) -> None:
+    parent, other = there.add(), there.add()
+    table = tmp_path / "t.csv"
+    words = ("job", "--from-file", str(table), "--app", "app")
+    table.write_text(f'name,parents\na,there#{parent}\nb,"a,there#{other}"\nodd#1,here#1\nc,odd#1\n')
+    here.add()
+    assert "4 jobs would be added" in balsam(here, *words, "--dry-run")
+    assert here.one("SELECT count(*) FROM remote_parent") == 0
+    balsam(here, *words, "--yes")
+    pairs = "SELECT json_group_array(json_array(parent, child)) FROM (SELECT * FROM dependency ORDER BY child, parent)"
+    assert here.one(pairs) == "[[-1,2],[-2,3],[2,3],[1,4],[4,5]]"
+    assert here.is_sound()
+    table.write_text(f"name,parents\na,there#{parent}\nb,there#9\nc,there#{other}\n")
+    with pytest.raises(AssertionError, match="line 3, column 2: cannot have that parent: There is no job #9 at"):
+        balsam(here, *words, "--yes")
+    table.write_text(f"name,parents\nthere#{parent},\nb,there#{parent}\n")
+    with pytest.raises(AssertionError, match="is the name of a job of the table, and as a parent also means a job of another"):
+        balsam(here, *words, "--yes")
+    assert here.one("SELECT count(*) FROM job") == 5
+
+
+def test_a_dry_run_with_a_parent_at_another_site_writes_nothing(here: Place, there: Place) -> None:
+    parent = there.add()
+    words = ("job", "--app", "app", "--workflow", "w", "--dry-run", "--parent", f"there#{parent}")
+    assert f"there#{parent}" in balsam(here, *words, "--name", "a")
+    assert "3 jobs would be added" in balsam(here, *words, "--name", "a", "--array", "1-3")
+    assert here.one("SELECT count(*) FROM remote_parent") == 0
+    assert there.one("SELECT count(*) FROM watched_job") == 0
+    with pytest.raises(AssertionError, match="no job #9 at the site there"):
+        balsam(here, *words[:-1], "there#9", "--name", "a")
+
+
 def test_a_site_that_does_not_answer_keeps_jobs_from_being_added(here: Place, there: Place) -> None:
     there.db.close()
     shutil.rmtree(there.db.directory)

@@ -130,8 +130,30 @@ def by_present_name(given: Mapping[str, Any], aliases: Mapping[str, str] = JOB_A
     return found
 
 
-class _OldJobSet(models.JobSet):
+class _OldNames(QuerySet):
+    """A query set whose fields may have older names. Rows have the names that were asked for."""
+
     _title = "QuerySet"
+    _ALIASES: ClassVar[Mapping[str, str]]
+    _asked: tuple[str, ...] = ()
+
+    def order_by(self, *names: str) -> Any:
+        """Return the objects sorted by these fields; see `QuerySet.order_by`."""
+        return super().order_by(*(("-" * name.startswith("-")) + self._today(name.removeprefix("-")) for name in names))
+
+    def _of_fields(self, names: tuple[str, ...], shape: str) -> Any:
+        return super()._of_fields(tuple(map(self._today, names)), shape)._with(_asked=names)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self._asked or self._names
+
+    def _today(self, name: str) -> str:
+        return self._ALIASES.get(name, name)
+
+
+class _OldJobSet(_OldNames, models.JobSet):
+    _ALIASES = JOB_ALIASES
 
     def _narrowed(self, where: Mapping[str, Any]) -> Any:
         return super()._narrowed(self._present(where))
@@ -144,7 +166,7 @@ class _OldJobSet(models.JobSet):
                 parts = [self._present(part) for part in ([value] if isinstance(value, Mapping) else value)]
                 found[name] = parts[0] if isinstance(value, Mapping) else parts
             elif name in ("parents__contains", "parents__icontains"):
-                found["parent_id"] = self.model._with_id(value, self._database)
+                found["parent_id"] = self.model._with_id(_whole_id(value), self._database)
             elif name == "lock" and value == "":
                 found["lease"] = None
             else:
@@ -161,13 +183,6 @@ class _OldJobSet(models.JobSet):
         if self._shape == "dict":
             return ({**row, **{self._names[place]: JobId(row[self._names[place]]) for place in ids}} for row in made)
         return (tuple(JobId(one) if place in ids else one for place, one in enumerate(row)) for row in made)
-
-    def order_by(self, *names: str) -> Any:
-        """Return the jobs sorted by these fields; see `QuerySet.order_by`."""
-        return super().order_by(*((("-" * name.startswith("-")) + _present(name.removeprefix("-"))) for name in names))
-
-    def _of_fields(self, names: tuple[str, ...], shape: str) -> Any:
-        return super()._of_fields(tuple(map(_present, names)), shape)
 
     def update(self, **fields: Any) -> int:
         """Set these fields in all matching jobs and return their number, as `QuerySet.update` does.
@@ -198,12 +213,19 @@ def _present(name: str) -> str:
     return JOB_ALIASES.get(name, name)
 
 
+def _whole_id(value: Any) -> str:
+    try:
+        return str(UUID(str(value)))
+    except ValueError as exc:
+        raise InvalidSpec(f"parents__contains takes the whole id of a job, not {value!r}") from exc
+
+
 def _deleted(number: int, label: str) -> tuple[int, dict[str, int]]:
     return number, {label: number} if number else {}
 
 
-class _ApplicationSet(QuerySet):
-    _title = "QuerySet"
+class _ApplicationSet(_OldNames):
+    _ALIASES = APP_ALIASES
 
     def _narrowed(self, where: Mapping[str, Any]) -> Any:
         return super()._narrowed(by_present_name(where, APP_ALIASES))

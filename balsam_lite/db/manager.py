@@ -145,7 +145,7 @@ class QuerySet(LazySet[Any]):
         return self.order_by(*(name[1:] if name.startswith("-") else f"-{name}" for name in names))
 
     def distinct(self: Set) -> Set:
-        """Return only distinct rows; useful together with `values` and `values_list`."""
+        """Return only distinct rows of `values` and `values_list`; objects are distinct anyway."""
         return self._with(_is_distinct=True)
 
     def values(self: Set, *names: str) -> Set:
@@ -163,6 +163,11 @@ class QuerySet(LazySet[Any]):
         for name in names:
             fields.column_of(self._table, name)
         return self._with(_names=names, _shape=shape)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """Return the names of the fields in dicts and tables."""
+        return self._names
 
     # --- SQL ----------------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class QuerySet(LazySet[Any]):
         query = peewee.Table(table.name, alias=table.name).select(*nodes)
         for term in (*self._within, (self._where or Conditions({}, table)).sql()):
             query = query.where(SQL(term.sql, term.parameters))
-        if self._is_distinct:
+        if not self._has_numbers:
             query = query.distinct()
         query = query.order_by(*self._order())
         if self._is_cut:
@@ -218,7 +223,7 @@ class QuerySet(LazySet[Any]):
         return list(self._shaped(rows, columns))
 
     def _shaped(self, rows: Iterable[tuple[Any, ...]], columns: list[fields.Column]) -> Iterator[Any]:
-        names, shape = self._names, self._shape
+        shape = self._shape
         if shape == "object":
             database = self.database
             load = self.model._load
@@ -227,7 +232,7 @@ class QuerySet(LazySet[Any]):
         if readers:
             rows = (_with_values(row, readers) for row in rows)
         if shape == "dict":
-            return (dict(zip(names, row)) for row in rows)
+            return (dict(zip(self._labels, row)) for row in rows)
         return (row[0] for row in rows) if shape == "flat" else iter(rows)
 
     def iterator(self, chunk_size: int = _PAGE) -> Iterator[Any]:
@@ -261,8 +266,8 @@ class QuerySet(LazySet[Any]):
             return self.values(*(names or (*self.model._FIELDS, *of_run)))._values(())
         if self._shape != "dict":
             raise InvalidSpec("Only objects and dicts (values) make a data frame, not tuples.")
-        times = [name for name, column in zip(self._names, self._columns()) if column.kind == "time"]
-        return self._names, (_with_datetimes(row, times) for row in self)
+        times = [name for name, column in zip(self._labels, self._columns()) if column.kind == "time"]
+        return self._labels, (_with_datetimes(row, times) for row in self)
 
     def _result_pages(self, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...], bool]:
         from .query import results

@@ -194,6 +194,22 @@ def test_ids_are_text_with_the_attributes_of_a_uuid(database: Database) -> None:
     assert not hasattr(made.job_id, "hexx")
 
 
+def test_rows_have_the_names_that_were_asked_for(database: Database) -> None:
+    job(application_args="x", procs_per_node=3)
+    jobs = compat.BalsamJob.objects.order_by("-procs_per_node")
+    assert list(jobs.values("procs_per_node", "args")) == [{"procs_per_node": 3, "args": "x"}]
+    assert jobs.values("application_args").distinct().get() == {"application_args": "x"}
+    names, rows = jobs.values("name", "application_args")._values(())
+    assert [set(row) for row in rows] == [set(names)] == [{"name", "application_args"}]
+    apps = compat.ApplicationDefinition.objects.order_by("default_preprocess").values("default_preprocess")
+    assert {"default_preprocess": ""} in list(apps)
+
+
+def test_a_part_of_an_id_names_no_parent(database: Database) -> None:
+    with pytest.raises(InvalidSpec, match="whole id"):
+        compat.BalsamJob.objects.filter(parents__contains=job().job_id[:8]).count()
+
+
 def test_parents_are_text(database: Database) -> None:
     one, two = job(name="one"), job(name="two")
     child = job(name="child", parents=json.dumps([str(one.pk)]))

@@ -752,6 +752,7 @@ def test_values_give_python_values(five):
     assert set(BalsamJob.objects.values()[0]) == set(queries.JOB_COLUMNS)
     assert list(BalsamJob.objects.values_list("workflow", flat=True).distinct()) == ["w1", "w1%", "w2"]
     assert BalsamJob.objects.values_list("workflow", flat=True).distinct().count() == 3
+    assert BalsamJob.objects.distinct().count() == len(BalsamJob.objects.distinct()) == BalsamJob.objects.count()
     with pytest.raises(UnknownField):
         BalsamJob.objects.values("nme")
     with pytest.raises(UnknownField):

@@ -70,6 +70,7 @@ class Launcher:
         lease: opened by the caller, who also closes it.
         wait: sleeps for that number of seconds, less if a run ends or a signal arrives.
         on_beat: called when a heartbeat has been written.
+        is_settled: called before the end of an idle phase, with its beginning: False as long as jobs may come from elsewhere.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class Launcher:
         reaper: Reaper | None = None,
         on_beat: Callable[[], object] = lambda: None,
         notifier: Notifier | None = None,
+        is_settled: Callable[[float], bool] = lambda _: True,
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
         self._reaper, self._on_beat = reaper or Reaper(db, settings, clock), on_beat
+        self._is_settled, self._was_settled = is_settled, True
         self._notifier = notifier or Notifier(db, settings, clock)
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
@@ -579,6 +582,10 @@ class Launcher:
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             if self._has_setbacks() or self._awaits_start():
                 self._idle_since = now
+            elif not self._is_settled(self._idle_since):
+                self._was_settled = False
+            elif not self._was_settled or self._news:  # one more look before the end
+                self._was_settled = self._news = True
             else:
                 no_job = self.awaited.replace(FIRST_JOB, NO_JOB) + " came"
                 self.stop(no_job if self.awaited.startswith(FIRST_JOB) else "nothing came that it can run")

@@ -234,8 +234,9 @@ class _Setup:
             exchange.start_due()
 
         launcher = Launcher(
-            db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, on_beat, self._notifier
-        )
+            db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, on_beat, self._notifier,
+            exchange.is_settled,
+        )  # fmt: skip
         exchange.start_due()
         record = environment.record_of(self._submitted)
         # What had to end first may have taken minutes, too.

@@ -694,3 +694,19 @@ def test_a_salvaged_db_keeps_its_parents_there(here: Place, there: Place, tmp_pa
     saved.exchange()
     assert saved.state(child) == states.READY
     saved.db.close()
+
+
+def test_an_idle_launcher_looks_at_parents_there_once_more_before_it_ends(
+    here: Place, there: Place, balsam_argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from balsam_lite.core.settings import ENVIRONMENT_PREFIX
+
+    monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}IDLE_TTL_S", "3")
+    parent = there.add()
+    child = child_of(here, there, parent)
+    command = [*balsam_argv, "--db", here.db.directory, "launcher", "--consume-all", "--job-mode", "serial"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+        wait_until(lambda: bool(here.one("SELECT answered FROM remote_site")))
+        there.set(parent, states.JOB_FINISHED)
+        launcher.wait(60)
+    assert here.state(child) == states.JOB_FINISHED

@@ -228,9 +228,8 @@ def _constant(value: Any) -> str:
 
 
 def _is_array(value: Any) -> bool:
-    """Return whether this is an array of numpy, or the like, of plain numbers."""
-    dtype = getattr(value, "dtype", None)
-    return hasattr(value, "tobytes") and hasattr(value, "shape") and dtype is not None and not getattr(dtype, "hasobject", True)
+    """Return whether this is an array or a number of numpy, without objects. Subclasses hold more: a unit, a mask."""
+    return type(value).__module__ == "numpy" and hasattr(value, "tobytes") and not value.dtype.hasobject
 
 
 def _is_installed(module: str | None) -> bool:

@@ -117,9 +117,18 @@ def outcome_in(result: bytes | str, db_directory: str = "") -> Outcome:
 
 
 def outcome_of(
-    context: CallContext, payload: bytes, results: Sequence[bytes | str | None], keeps_result: bool = True
+    context: CallContext,
+    payload: bytes,
+    results: Sequence[bytes | str | None],
+    keeps_result: bool = True,
+    note_setup: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Make a call, and return its outcome. `results` are those of the parents that are calls, by the numbers of their jobs."""
+    """Make a call, and return its outcome.
+
+    Args:
+        results: those of the parents that are calls, by the numbers of their jobs.
+        note_setup: called before the function if the initializer was called or modules were imported for it.
+    """
 
     def load() -> Any:
         global _parents, _results
@@ -131,16 +140,17 @@ def outcome_of(
             return pickling.loads(file.read())
 
     def make() -> Any:
-        value = _made(context, load)
+        value = _made(context, load, note_setup)
         return value if keeps_result else None
 
     return result_file.outcome_of(make)
 
 
-def _made(context: CallContext, load: Callable[[], Any]) -> Any:
+def _made(context: CallContext, load: Callable[[], Any], note_setup: Callable[[], None] | None = None) -> Any:
     """Return what the function returns that `load` returns with its arguments."""
+    before = len(sys.modules), len(_initialized)
     if context.cwd:
-        _change_directory(context.cwd)
+        _change_directory(_initialized.get(context.initializer, context.cwd))
     sys.path += [entry for entry in context.path if entry not in sys.path]
     line = _line_of_main(context.main) if context.main else 0
     try:
@@ -155,6 +165,8 @@ def _made(context: CallContext, load: Callable[[], Any]) -> Any:
             f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
             'Define it above, or put that line under `if __name__ == "__main__":`.'
         ) from exc
+    if note_setup is not None and before != (len(sys.modules), len(_initialized)):
+        note_setup()
     return function(*args, **kwargs)
 
 
@@ -182,7 +194,8 @@ def _line_of_main(main: tuple[str, str]) -> int:
     return _mains[main]
 
 
-_initialized: set[bytes] = set()
+#: The directory in which each initializer has left this process.
+_initialized: dict[bytes, str] = {}
 #: How the exception begins with which all calls of an executor fail then.
 INITIALIZER_FAILED = "The initializer of the executor has raised"
 
@@ -198,7 +211,7 @@ def _initialize(initializer: bytes) -> None:
         from concurrent.futures import BrokenExecutor
 
         raise BrokenExecutor(f"{INITIALIZER_FAILED} {type(exc).__name__}: {exc}") from exc
-    _initialized.add(initializer)
+    _initialized[initializer] = os.getcwd()
 
 
 def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:

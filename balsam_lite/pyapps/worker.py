@@ -1,7 +1,8 @@
 """The program of a worker: it makes calls of an executor, one after the other, that a spawn helper gives it.
 
 `launcher.exec.workers` is the helper's side and describes the messages. Before each call the worker reports it and sets its
-variables and directory; after it, the worker restores what Python code can change in a process, and ends if it cannot.
+variables and directory; after it, the worker restores what Python code can change in a process, and ends if it cannot. What the
+executor's initializer and the modules of a function change when they are imported, stays for the calls that follow.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class CallServer:
                 os.write(self._peaks, b"5")
         if needs_directory:
             os.chdir(directory)
-        outcome = run_call.outcome_of(context, payload, results)
+        outcome = run_call.outcome_of(context, payload, results, note_setup=lambda: self._state.note(own))
         if os.getpid() != self._pid:  # the code has forked this process and returned in it, too: that is no result
             run_call.print_trace(outcome)
             os._exit(0 if outcome.good else 1)
@@ -178,13 +179,20 @@ class _ProcessState:
     """What Python code can change in a process."""
 
     def __init__(self) -> None:
-        self._environ = dict(os.environb)
-        self._path, self._argv = list(sys.path), list(sys.argv)
+        self.output = _identity(OUTPUT_FD)
+        self._environ: dict[bytes, bytes] = {}
+        self.note({})
+
+    def note(self, own: dict[bytes, bytes]) -> None:
+        """Keep the present state as the one to restore, except for the variables that the present call has of its job."""
+        before = {name: value for name, value in self._environ.items() if name in own}
+        self._environ = {**{name: value for name, value in os.environb.items() if name not in own}, **before}
+        self._argv = list(sys.argv)
+        self._threads = _threads()
         self._streams = sys.stdin, sys.stdout, sys.stderr
         self._mask = os.umask(0o077)
         os.umask(self._mask)
         self._handlers = [signal.getsignal(number) for number in _SIGNALS]
-        self.output = _identity(OUTPUT_FD)
 
     def flush(self) -> None:
         """Write what the streams hold."""
@@ -214,7 +222,7 @@ class _ProcessState:
             is_whole = False
         if [signal.getsignal(number) for number in _SIGNALS] != self._handlers:
             is_whole = False
-        if _has_children() or (threading.active_count() > 1 and _has_threads()):
+        if _has_children() or (threading.active_count() > 1 and _threads() - self._threads):
             return LEAVES
         return STAYS if is_whole else RETIRES
 
@@ -228,9 +236,9 @@ def _has_children() -> bool:
     return False
 
 
-def _has_threads() -> bool:
-    main = threading.main_thread()
-    return any(thread is not main and not thread.daemon for thread in threading.enumerate())
+def _threads() -> set[threading.Thread]:
+    """Return the threads that keep this process from ending, and the main one."""
+    return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
 def _identity(number: int) -> tuple[int, int] | None:

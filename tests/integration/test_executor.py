@@ -911,3 +911,15 @@ def test_arrays_count_by_their_numbers():
     assert len(set(keys)) == len(keys)
     assert key(pow, one[::2]) == key(pow, numpy.array([0.0, 2.0, 4.0]))
     assert key(pow, numpy.array([{"a": 1}], dtype=object))
+    masked = numpy.ma.array([1, 2], mask=[False, True], fill_value=9)
+    assert key(pow, masked) != key(pow, numpy.ma.array([1, 9], fill_value=9))
+    assert key(pow, masked) == key(pow, numpy.ma.array([1, 2], mask=[False, True], fill_value=9))
+
+    class Quantity(numpy.ndarray):
+        def __reduce__(self):
+            return (type(self), self.shape, {"values": bytes(self), "unit": self.unit})
+
+    units = [numpy.arange(2.0).view(Quantity) for _ in range(3)]
+    for some, unit in zip(units, ("m", "km", "m")):
+        some.unit = unit
+    assert key(pow, units[0]) == key(pow, units[2]) != key(pow, units[1])

@@ -84,6 +84,20 @@ def print_slowly(path):
     print("early", flush=True)
     return wait_for(path)
 def unpicklable(): return threading.Lock()
+def set_up(directory):
+    os.environ["SET_UP"] = "1"; os.chdir(directory); os.umask(0o027); signal.signal(signal.SIGUSR1, lambda *_: None)
+    threading.Thread(target=threading.main_thread().join).start()
+def seen():
+    mask = os.umask(0); os.umask(mask)
+    return os.getpid(), os.environ.get("SET_UP"), os.environ.get("IMPORTED"), os.getcwd(), mask
+"""
+#: A module that sets a variable, as many do for the libraries that they import.
+SETTING = """
+import os
+os.environ["IMPORTED"] = "1"
+from spoilers import seen
+class Seen:
+    def __call__(self): return seen()
 """
 
 
@@ -141,6 +155,20 @@ def test_a_call_is_restored_after(executor, calls):
     worker = executor.submit(calls.spoil).result(30)
     assert executor.submit(calls.state).result(30) == before
     assert executor.submit(calls.pid).result(30) == worker
+
+
+def test_what_an_initializer_and_imports_change_stays(bench, calls, tmp_path):
+    (tmp_path / "lib" / "setting.py").write_text(SETTING)
+    (tmp_path / "elsewhere").mkdir()
+    bench.launch("--nodes", "1")
+    with BalsamExecutor(initializer=calls.set_up, initargs=(str(tmp_path / "elsewhere"),)) as executor:
+        worker, *first = executor.submit(calls.seen).result(30)
+        assert first == ["1", None, str(tmp_path / "elsewhere"), 0o027]
+        assert executor.submit(calls.spoil).result(30) == worker
+        function = importlib.import_module("setting").Seen()
+        for _ in range(3):
+            assert executor.submit(function).result(30) == (worker, "1", "1", str(tmp_path / "elsewhere"), 0o027)
+    del sys.modules["setting"], os.environ["IMPORTED"]
 
 
 @pytest.mark.parametrize("number", [0, 3, -signal.SIGKILL, -signal.SIGSEGV])

@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures
 import itertools
 import logging
+import operator
 import os
 import shlex
 import shutil
@@ -108,16 +109,16 @@ class BalsamExecutor(concurrent.futures.Executor):
         **job_fields: Any,
     ) -> None:
         import_guard.check_writable()  # in a job that imports the script of its call
-        if isinstance(application, int):
+        if application is not None and not isinstance(application, str):
             application, max_workers = None, application
         taken = [name for name in _OWN_FIELDS if name in job_fields]
         if taken:
             raise InputError(f"A BalsamExecutor chooses the {taken[0]} of its jobs itself.")
-        for name, count in (("max_workers", max_workers), ("max_tasks_per_child", max_tasks_per_child), ("mpi", mpi)):
-            _check_count(name, count)
-        if launcher is not True:
-            _check_count("launcher", launcher)
-        _check_ways(application, initializer, cwd, mpi, memoize)
+        max_workers, mpi = _count("max_workers", max_workers), _count("mpi", mpi)
+        max_tasks_per_child = _count("max_tasks_per_child", max_tasks_per_child)
+        if not isinstance(launcher, bool):
+            launcher = _count("launcher", launcher)
+        _check_ways(application, initializer, initargs, cwd, mpi, memoize)
         if mpi:
             job_fields["ranks_per_node"] = _ranks_per_node(mpi, job_fields)
         current = dag.current_job
@@ -219,8 +220,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         Raises:
             as `submit`; while iterating: TimeoutError, what a call raised.
         """
-        _check_count("chunksize", chunksize)
-        _check_count("buffersize", buffersize)
+        chunksize, buffersize = _count("chunksize", chunksize) or 1, _count("buffersize", buffersize)
         calls = zip(*iterables)
         if self._application is not None or chunksize == 1:
             return self._results((self._task(fn, args, {}) for args in calls), timeout, buffersize)
@@ -701,18 +701,26 @@ def _app_for(cx: Any, line: str, may_add: bool) -> str:
     raise AssertionError("unreachable")
 
 
-def _check_count(name: str, value: int | None) -> None:
-    """Raise InputError if a number is neither None nor an integer above 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{name} must be greater than 0, a whole number, not {value!r}")
+def _count(name: str, value: Any) -> int | None:
+    """Return a number, which may be one of numpy. Raises InputError: it is neither None nor an integer above 0."""
+    if value is None:
+        return None
+    with suppress(TypeError):
+        if not isinstance(value, bool) and operator.index(value) > 0:
+            return operator.index(value)
+    raise InputError(f"{name} must be greater than 0, a whole number, not {value!r}")
 
 
-def _check_ways(application: str | None, initializer: object, cwd: str, mpi: int | None, memoize: bool) -> None:
+def _check_ways(
+    application: str | None, initializer: object, initargs: object, cwd: str, mpi: int | None, memoize: bool
+) -> None:
     """Raise InputError, TypeError if arguments of an executor make no sense."""
     if cwd not in ("caller", "job"):
         raise InputError(f'cwd must be "caller" or "job", not {cwd!r}')
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
+    if not isinstance(initargs, Iterable):
+        raise TypeError(f"initargs must be a tuple, not {initargs!r}")
     if application is not None and (mpi or memoize):
         raise InputError(f"{'mpi' if mpi else 'memoize'}= is for calls of functions, not for an application.")
 

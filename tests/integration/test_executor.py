@@ -346,6 +346,13 @@ def test_fields_are_checked_when_the_executor_is_made(bench):
             BalsamExecutor(**{own: "x"})
     with pytest.raises(UnknownApp, match="nosuch"):
         BalsamExecutor("nosuch")
+    for wrong in (len, 2.0, b"2", True):
+        with pytest.raises(InputError, match="max_workers must be greater than 0"):
+            BalsamExecutor(wrong)
+    with pytest.raises(InputError, match="launcher must be"):
+        BalsamExecutor(launcher=0)
+    with pytest.raises(TypeError, match="initargs"):
+        BalsamExecutor(initializer=len, initargs=5)
 
 
 def test_a_deleted_job_is_told(bench, calls):
@@ -898,6 +905,15 @@ def test_calls_that_an_earlier_version_has_added_run_beside_new_ones(bench, call
     bench.wait_for(vanishing, "FAILED")
     assert result_file.read_outcome(str(result)).value == pickle.dumps(49, protocol=4)
     assert "ended with exit code 0 before its function returned" in str(bench.history(vanishing))
+
+
+def test_numbers_of_numpy_are_numbers(bench, calls):
+    import numpy  # not in the environments of the unit tests
+
+    bench.launch()
+    two = numpy.int64(2)
+    with BalsamExecutor(two, max_tasks_per_child=two, launcher=False) as executor:
+        assert list(executor.map(calls.square, range(3), chunksize=two, buffersize=two, timeout=30)) == [0, 1, 4]
 
 
 def test_arrays_count_by_their_numbers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import marshal
 import os
 import pickle
 import signal
@@ -53,6 +54,9 @@ def leave_thread(path):
         time.sleep(0.3); open(path, "w").close()
     threading.Thread(target=work).start()
     return os.getpid()
+def write(content):
+    os.write(99, content)
+    time.sleep(30)
 def block():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     return os.getpid()
@@ -169,6 +173,13 @@ def test_what_an_initializer_and_imports_change_stays(bench, calls, tmp_path):
         for _ in range(3):
             assert executor.submit(function).result(30) == (worker, "1", "1", str(tmp_path / "elsewhere"), 0o027)
     del sys.modules["setting"], os.environ["IMPORTED"]
+
+
+@pytest.mark.parametrize("content", [b"garbage", marshal.dumps([(1, 10**6, 0)], 2), marshal.dumps(7, 2)])
+def test_a_call_that_writes_to_the_socket_of_its_worker_costs_only_itself(executor, calls, content):
+    with pytest.raises(TaskFailed, match="SIGKILL"):
+        executor.submit(calls.write, content).result(30)
+    assert executor.submit(abs, -1).result(30) == 1
 
 
 @pytest.mark.parametrize("number", [0, 3, -signal.SIGKILL, -signal.SIGSEGV])

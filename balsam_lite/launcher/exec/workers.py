@@ -291,8 +291,14 @@ class WorkerPool:
                 return
             if not message:
                 return
-            for kind, *words in marshal.loads(message):
-                (self._begun if kind == BEGUN else self._done)(worker, *words)
+            try:
+                for kind, key, *words in marshal.loads(message):
+                    if not worker.sent or key != worker.sent[0].key:
+                        raise ValueError(f"a report about call {key}")
+                    (self._begun if kind == BEGUN else self._done)(worker, key, *words)
+            except (EOFError, TypeError, ValueError):  # the code of a call has written it; it costs only that call
+                worker.is_doomed = True
+                os.kill(worker.pid, signal.SIGKILL)  # not reaped yet, so that it is the same process
 
     def _begun(self, worker: CallWorker, key: int, started_us: int) -> None:
         request = worker.sent[0]

@@ -60,7 +60,7 @@ class Clock:
 
 
 def claim(job: int, attempt: int = 1, **fields: Any) -> Claim:
-    blank: dict[str, Any] = dict.fromkeys(Claim._fields, "")
+    blank: dict[str, Any] = {**dict.fromkeys(Claim._fields, ""), "call": None}
     return Claim(**{**blank, "job": job, "attempt": attempt, "shape": SHAPE, "place": None, **fields})
 
 

@@ -178,7 +178,13 @@ def test_a_reason_is_in_the_history(site: Site) -> None:
     assert "FAILED] the input is empty" in done.stdout
 
 
-def test_a_file_that_needs_the_names_of_balsam_in_its_jobs_is_told_how_to_get_them(tmp_path: Path) -> None:
+def test_a_file_that_needs_the_names_of_balsam_in_its_jobs_is_told_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another test of this process may have imported them.
+    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if "compat" not in type(one).__module__])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "balsam"]:
+        monkeypatch.delitem(sys.modules, name)
     file = tmp_path / "apps.py"
     file.write_text("from balsam.api import ApplicationDefinition\n", encoding="utf-8")
     with pytest.raises(ApplicationLost, match=r"No module named 'balsam' \(line 1\).\nPut `import balsam_lite.compat` before"):

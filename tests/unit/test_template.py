@@ -233,7 +233,7 @@ PLACES = [
     ("for v in {{ a }} 'b c'; do show \"$v\"; done", ["{}", "b c"]),
     ("(show {{ a }}; { show \"{{ a }}\"; }) | cat; show end", ["{}", "{}", "end"]),
     ("if [ {{ a }} = {{ a }} ]; then show {{ a }} 2>/dev/null; fi", ["{}"]),
-    ("case {{ a }} in 'no'*) ;; *) show {{ a }};; esac", ["{}"]),
+    ("case {{ a }} in 'none of the values'*) ;; *) show {{ a }};; esac", ["{}"]),
     ("show {x,{{ a }}} {{ a }}>/dev/stdout;", ["x", "{}", "{}"]),
     ("cat <<E >/dev/null; show {{ a }}\nit's\nE\nshow '{{ a }}'", ["{}", "{}"]),
     ("show $((1 + (2))) ${NONE:-x\\}} `echo b` \"${NONE:-${ONE}}\" {{ a }}", ["3", "x}", "b", "1", "{}"]),

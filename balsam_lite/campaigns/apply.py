@@ -19,7 +19,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import keys, queries, select
-from ..db.store import graph, insert
+from ..db.store import graph, insert, unique_keys
 from ..db.store.apps import AppChange
 from ..db.store.large_writes import Progress
 from ..sites import jobs as site_jobs
@@ -174,6 +174,7 @@ class _Comparison:
             for parent, (mode, _) in group.parents.items()
         }
         self._by_name = {group.name: group for group in campaign.groups}
+        self._keys_so_far = unique_keys.KeysSoFar()
         self._dependencies = 0
         self._yielded = 0
         self._now: tuple[JobGroup, campaign_file.Row | None] | None = None
@@ -210,8 +211,13 @@ class _Comparison:
         start = f"{self._campaign.name}/{group.name}"
         names = [f"{start}/{row.key}" if row.key else start for row, _ in some]
         present, parents = self._present(names) if self._in_db.get(group.name) else ({}, {})
-        for key, (row, fields) in zip(names, some):
+        count = tally.new + tally.existing
+        seen = self._keys_so_far.add(list(enumerate(names, count))) if group.may_repeat else {}
+        for place, (key, (row, fields)) in enumerate(zip(names, some), count):
             self._now = (group, row)
+            if place in seen:
+                text = f"the job is the same as job {-seen[place]} of the group"
+                raise InvalidSpec(f"{text}; leave it out, or in a table give one another name or unique_key.")
             self._set_values(group, row, fields)
             job = self._make(fields)
             wanted = self._parents_of(group, row)

@@ -67,6 +67,7 @@ class JobGroup:
         self.variables: tuple[str, ...] = ()
         self.is_readable = True  # whether it is known where its jobs come from
         self.is_swept = False  # whether the variables are those of a sweep
+        self.may_repeat = False  # whether rows may have the key of another one
         self.count = 1
         #: Takes the names of the parameters of its application.
         self.rows: Callable[[Collection[str]], Iterator[Row]] = lambda parameters: iter([Row({}, {}, "", "")])
@@ -253,9 +254,10 @@ class _FileReader:
     def _texts(self, node: YamlNode, what: str) -> dict[str, str]:
         found = {}
         for key, (_, value) in self._problems.entries(node, what).items():
-            if value.kind is not TEXT:
+            if value.kind is TEXT:
+                found[key] = "" if value.is_null else value.value
+            else:
                 self._problems.text(value, f"{what} {key}")
-            found[key] = "" if value.is_null else value.value
         return found
 
     def _stored(self, field: Field, value: Any, node: YamlNode, what: str) -> Any:
@@ -347,6 +349,7 @@ class _FileReader:
             self._set_sweep(group, own)
 
     def _set_table(self, group: JobGroup, own: Mapping[str, tuple[YamlNode, YamlNode]]) -> None:
+        group.may_repeat = True
         node = own["from_file"][1]
         form = self._problems.text(own["input_format"][1], "input_format") if "input_format" in own else None
         try:
@@ -388,6 +391,7 @@ class _FileReader:
 
     def _set_commands(self, group: JobGroup, node: YamlNode) -> None:
         """Take lines of commands for bash: those of a file, or a list."""
+        group.may_repeat = True
         lines: list[str] = []
         path = ""
         try:
@@ -461,9 +465,6 @@ class _FileReader:
                 self._problems.add(value if value.kind is TEXT else key, _in_one_line(exc))
                 continue
             values = [self._problems.text(one, f"{what}: a value of {name}") for one in value.value]
-            for place, one in enumerate(value.value):
-                if values[place] in values[:place]:
-                    self._problems.add(one, f"{what}: {name} has the value {values[place]!r} twice")
             if not values:
                 self._problems.add(value, f"{what}: {name} has no values")
             found.append(sweep.Variable(name, values))

@@ -17,6 +17,8 @@ from ..core.errors import InvalidSpec
 
 #: Jobs of one sweep. More are refused: they are a mistake, or need several commands.
 MAX_JOBS = 10_000_000
+#: Values, or combinations that are zipped, that are compared with each other.
+_MAX_COMPARED = 1_000_000
 #: Digits of the bounds of a range, and its largest exponent: differences and products are exact.
 _MAX_DIGITS, _MAX_EXPONENT = 40, 60
 _EXACT = Context(prec=4 * (_MAX_DIGITS + _MAX_EXPONENT))
@@ -190,8 +192,10 @@ class Product:
     """All combinations of the values of some variables; the last variable changes fastest."""
 
     def __init__(self, variables: Sequence[Variable]) -> None:
-        """Raises InvalidSpec: two variables have one name."""
+        """Raises InvalidSpec: two variables have one name, or one has a value twice."""
         _check_names(variables)
+        for name, values in variables:
+            _refuse_repeated(f"The sweep of {name}", values)
         self.variables = variables
         self.total = prod(_size(one.values) for one in variables)
 
@@ -210,7 +214,7 @@ class Zip:
     """The first values of all variables, then the second ones, and so on."""
 
     def __init__(self, variables: Sequence[Variable]) -> None:
-        """Raises InvalidSpec: two variables have one name, or different numbers of values."""
+        """Raises InvalidSpec: two variables have one name, or different numbers of values, or two combinations are the same."""
         _check_names(variables)
         sizes = {one.name: _size(one.values) for one in variables}
         if len({*sizes.values()}) > 1:
@@ -218,6 +222,8 @@ class Zip:
             raise InvalidSpec(f"Variables that are zipped need equally many values: {listed}")
         self.variables = variables
         self.total = next(iter(sizes.values()), 0)
+        if self.total <= _MAX_COMPARED:
+            _refuse_repeated("The sweep", [", ".join(f"{name}={one[name]}" for name in sizes) for one in self])
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         return {name: values[place] for name, values in self.variables}
@@ -269,6 +275,16 @@ def _check_names(variables: Sequence[Variable]) -> None:
     double = [name for name in names if names.count(name) > 1]
     if double:
         raise InvalidSpec(f"The variable {double[0]} is swept twice")
+
+
+def _refuse_repeated(what: str, values: Sequence[Any]) -> None:
+    if isinstance(values, DecimalRange) or _size(values) > _MAX_COMPARED:
+        return
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise InvalidSpec(f"{what} has {value} twice", hint="To run each job N times, sweep a variable more: rep=1:N.")
+        seen.add(value)
 
 
 def refuse_too_many(jobs: int) -> None:

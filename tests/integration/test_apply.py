@@ -253,7 +253,7 @@ def test_jobs_come_from_tables_json_lines_and_command_lines(apply, tmp_path):
         (f"{TABLE}200,3,b,x\n", "line 7: group rows, {}/t.csv, line 5: job num_nodes must be a whole number, not 'x'"),
         ("T,Q\n1,2\n", "line 7: group rows: {}/t.csv, line 1, column 2: there is no field or parameter 'Q'."),
         ("T,P\n100,1\n200,2,3\n", "line 7: group rows: {}/t.csv, line 3, column 3: there are 3 of 2 columns"),
-        ("T,P\n100,1\n200,1\n100,1\n", "the unique_key 'tab/rows/T=100,P=1' is that of job number 1 of the same batch"),
+        ("T,P\n100,1\n200,1\n100,1\n", "line 7: group rows, {}/t.csv, line 4: the job is the same as job 1 of the group"),
         ("", ": {}/t.csv is empty: its first line must name the columns."),
         ("T,parents\n100,x\n", "there is a column parents; in a campaign file groups wait for groups"),
         (None, ": There is no file {}/t.csv."),
@@ -341,7 +341,7 @@ EXPECTED = [
     (18, 15, "there is no group 'prepp'. Did you mean 'prep'?"),
     (18, 22, "groups wait for each other: list -> list"),
     (21, 5, "group list has sweep and jobs; its jobs come from one"),
-    (24, 20, "sweep of group sweep: x has the value '1' twice"),
+    (24, 12, "The sweep of x has 1 twice"),
     (24, 27, "The sweep of y: The range 1:2:0 has the step 0"),
     (25, 11, "args has {X}, and the variable is {x}"),
     (29, 32, "job num_nodes must be 1 or more, not 0"),
@@ -363,6 +363,46 @@ def test_all_errors_are_listed_with_line_and_column(apply, tmp_path, monkeypatch
 def test_of_many_errors_the_first_are_listed(apply):
     _, _, err = apply(BAD)
     assert err.splitlines()[-1] == f"  … and {len(EXPECTED) - 20} more"
+
+
+REPEATED = """\
+version: 1
+campaign: c
+applications: {t: {executable: 'true'}}
+groups:
+  g: {application: t, SOURCE}
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("commands: [ls, pwd, ls]", "group g, command 3: the job is the same as job 1 of the group"),
+        ("from_file: t.csv", "t.csv, line 4: the job is the same as job 1 of the group"),
+        ("sweep: {T: '1,2,1'}", "The sweep of T has 1 twice"),
+        ("sweep: {T: '1:3,2:4'}", "The sweep of T has 2 twice"),
+        ("array: '1-3,3'", "The sweep of i has 3 twice"),
+        ("sweep: {T: [1, 2, 1], P: [1, 2, 1]}, zip: true", "The sweep has T=1, P=1 twice"),
+    ],
+)
+def test_jobs_of_a_group_are_not_the_same(apply, tmp_path, source, said, words):
+    (tmp_path / "t.csv").write_text("name,args\na,1\nb,1\na,2\n")
+    text = REPEATED.replace("SOURCE", source).replace("application: t, commands", "commands")
+    code, _, err = apply(text, *words)
+    assert code == 2
+    assert said in err
+    assert rows(tmp_path, "SELECT count(*) FROM job") == [(0,)]
+
+
+def test_a_variable_of_a_zip_may_have_a_value_again(apply):
+    assert "Added 3 jobs" in apply(REPEATED.replace("SOURCE", "sweep: {T: [1, 1, 2], P: [1, 2, 1]}, zip: true"))[1]
+
+
+def test_a_tag_that_is_a_list_is_one_error(apply):
+    _, _, err = apply(REPEATED.replace("SOURCE", "tags: {a: [1]}"))
+    assert "has an error" in err
+    assert "tags a must be a text, not a list" in err
 
 
 BEGIN = "version: 1\ncampaign: x\napplications: {t: {executable: 'true'}, p: {command_template: 'echo {{ a }}'}}\n"

@@ -172,6 +172,8 @@ def test_a_sweep_is_shown_before_it_is_added(balsam: Balsam, db: Database, answe
         (("--commands", "x"), "leave out --app"),
         (("--on-duplicate", "skip"), "--on-duplicate goes with --unique"),
         (("--sweep", "i=1", "--array", "1"), "The variable i is swept twice"),
+        (("--sweep", "T=1,2,1"), "The sweep of T has 1 twice"),
+        (("--array", "3,1-4"), "The sweep of i has 3 twice"),
     ],
 )
 def test_options_that_do_not_go_together(balsam: Balsam, db: Database, words: tuple[str, ...], message: str) -> None:

@@ -97,7 +97,7 @@ def find_duplicates(db: Database, keyed: Iterable[Sequence[KeyedJob]], on_duplic
     """
     positions, owners = array("q"), array("q")
     first = ""
-    seen = _KeysSoFar()
+    seen = KeysSoFar()
     for some in keyed:
         with db.read() as cx:
             query = f"SELECT unique_key, id FROM job WHERE {HAS_KEY} AND unique_key IN (SELECT value FROM json_each(?))"
@@ -140,7 +140,7 @@ def _label(cx: sqlite3.Connection, job: int) -> str:
     return f"job {f'{name} ' if name else ''}[{job_id[: queries.SHORT_ID]}] (#{job})"
 
 
-class _KeysSoFar:
+class KeysSoFar:
     """The keys of a batch, as they are read: in a temporary file of SQLite beyond 64 MiB."""
 
     def __init__(self) -> None:

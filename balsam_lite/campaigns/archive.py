@@ -19,6 +19,7 @@ import json
 import os
 import re
 import tempfile
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
@@ -30,7 +31,7 @@ from typing import IO, Any
 from ..core.clock import SECOND_US
 from ..core.errors import DatabaseFull, InputError
 from ..db.engine.filesystem import existing
-from ..db.store.merge import ForeignEdit, ForeignEvent, ForeignJob
+from ..db.store.merge import ForeignCall, ForeignEdit, ForeignEvent, ForeignJob
 from . import containers
 from .containers import ArchiveError, Member
 
@@ -42,7 +43,9 @@ COMMANDS = ("executable", "preprocess", "postprocess", "handle_error", "handle_t
 _MAX_MANIFEST_BYTES, _MAX_LINE_BYTES = 16 << 20, 256 << 20
 #: Free space that is left on a disk.
 _RESERVE_BYTES = 64 << 20
-_OWN_KEYS = frozenset(("number", "job_id", "failure", "parents", "absent_parents", "folder", "dropped_environ", "result"))
+_OWN_KEYS = frozenset(
+    ("number", "job_id", "failure", "parents", "absent_parents", "folder", "dropped_environ", "result", "call")
+)
 _RUN_TIMES = ("started", "ended")
 
 
@@ -204,9 +207,11 @@ class Archive:
     def foreign_jobs(self, given: Mapping[str, str] = {}) -> Iterator[ForeignJob]:
         """Yield the jobs with their history; `given` has values of environment variables that were dropped."""
         of_job = {name: _ByJob(self, name) for name in ("events", "runs", "edits")}
+        contexts: dict[Any, bytes] = {}
         for row in self.lines("jobs"):
             try:
-                yield _foreign_job(row, {name: rows.of(row["number"]) for name, rows in of_job.items()}, given)
+                job = _foreign_job(row, {name: rows.of(row["number"]) for name, rows in of_job.items()}, given)
+                yield job._replace(call=_foreign_call(row["call"], contexts)) if "call" in row else job
             except (KeyError, TypeError, ValueError, AttributeError) as exc:
                 if isinstance(exc, InputError):
                     raise
@@ -285,6 +290,14 @@ def _foreign_job(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]],
         row["number"], row["job_id"], fields, row.get("failure", ""), events, runs, list(map(_foreign_edit, parts["edits"])),
         row.get("parents", ()), row.get("absent_parents", ()), row.get("folder", ""),
     )  # fmt: skip
+
+
+def _foreign_call(call: Mapping[str, Any], contexts: dict[Any, bytes]) -> ForeignCall:
+    number = call["context"]
+    if "content" in call:
+        contexts[number] = b64decode(call["content"], validate=True)
+    result = b64decode(call["result"], validate=True) if "result" in call else None
+    return ForeignCall(contexts[number], b64decode(call["payload"], validate=True), result)
 
 
 def _foreign_edit(edit: Mapping[str, Any]) -> ForeignEdit:

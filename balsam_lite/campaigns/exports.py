@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import socket
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -17,6 +18,7 @@ from .. import __version__
 from ..core import caller, field_specs, job_files
 from ..core.clock import SystemClock, iso_us
 from ..core.errors import NotFound
+from ..core.plain_values import json_of_result
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import failure
@@ -124,11 +126,14 @@ class _Findings:
         self.outside: list[str] = []
         self.absent_parents = self.file_bytes = 0
         self._shared: set[str] = set()  # folders of several jobs
+        self._contexts: dict[bytes, int] = {}  # of calls -> their numbers in the archive
 
     def write(self, record: FullRecord, spools: Mapping[str, Lines], folders: Lines) -> None:
         """Write the lines of a job."""
         row = _job_line(record)
         row.update(_without_secrets(row, self.secrets))
+        if record.call is not None:
+            row["call"] = self._call_object(*record.call)
         self.absent_parents += len(record.absent_parents)
         if self._patterns:
             self._note_folder(row, record, folders)
@@ -142,6 +147,15 @@ class _Findings:
                 spools["edits"].put({**edit, "timestamp": iso_us(edit["timestamp"])})
         self.used_apps.add(record.fields["application"])
         self.states[record.fields["state"]] += 1
+
+    def _call_object(self, context: bytes, payload: bytes, result: Any) -> dict[str, Any]:
+        """Return a call as `jobs.jsonl` has it: the content of a context is with its first call only."""
+        number = len(self._contexts)
+        is_new = self._contexts.setdefault(context, number) == number
+        found = {"payload": payload, **({"content": context} if is_new else {})}
+        if json_of_result(result) is not None:  # an import would refuse any other: who reads such a pickle may run code
+            found["result"] = result
+        return {"context": self._contexts[context], **{name: b64encode(data).decode() for name, data in found.items()}}
 
     def _note_folder(self, row: dict[str, Any], record: FullRecord, folders: Lines) -> None:
         fields = record.fields

@@ -34,6 +34,7 @@ class FullRecord(NamedTuple):
     parents: list[int]  # of the jobs that are read
     absent_parents: list[str]  # UUIDs of its other parents, also of those at other sites
     result: str | None  # JSON of what a call or a function has returned, if that is plain
+    call: tuple[bytes, bytes, Any] | None  # of a call: its context, payload and result, as stored
 
 
 @contextmanager
@@ -86,6 +87,9 @@ def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int], data_
         events.setdefault(job, []).append(tuple(event))
     found_results = results.page(cx, {"id": list(some)}, (results.RESULT,), 0, _PAGE, "", data_directory)
     returned: dict[int, str | None] = {row[0]: row[1] for row in found_results}
+    sql = """SELECT call.job, content, payload, result FROM json_each(?) AS one
+        CROSS JOIN call ON call.job = one.value JOIN call_context ON call_context.id = call.context"""
+    calls = {job: (content, payload, result) for job, content, payload, result in cx.execute(sql, (listed,))}
     ran = runs.runs_of_each(cx, some)
     edited: dict[int, list[dict[str, Any]]] = {}
     for edit in edits.edits(cx, some):
@@ -108,6 +112,7 @@ def _page(cx: sqlite3.Connection, some: Sequence[int], chosen: array[int], data_
                 [parent for parent, is_inside in inside.items() if is_inside],
                 [one for parent, one in parents.get(number, ()) if not inside[parent]],
                 returned.get(number),
+                calls.get(number),
             )
         )
     return found

@@ -31,13 +31,14 @@ from typing import Any, NamedTuple
 from ...core import causes, field_specs, job_files, states
 from ...core.clock import SystemClock
 from ...core.errors import DependencyCycle, DuplicateApp, DuplicateJobId, InvalidSpec, UnknownJob
+from ...core.plain_values import json_of_result
 from ..collected import Added
 from ..engine.connection import Database
 from ..engine.directories import DATA
 from ..engine.schema import HAS_KEY, OWN_WORKDIR, VISIBLE, visible
 from ..query import queries
 from . import apps as applications
-from . import counters, graph, large_writes, pieces, runs, unique_keys
+from . import calls, counters, graph, large_writes, pieces, runs, unique_keys
 from .blocks import Blocks
 from .large_writes import Progress
 from .tags import Tagger
@@ -84,6 +85,14 @@ class ForeignEdit(NamedTuple):
     new: Any
 
 
+class ForeignCall(NamedTuple):
+    """A call of an executor; see `calls`."""
+
+    context: bytes
+    payload: bytes
+    result: bytes | None = None  # kept only if it is plain: who reads another one runs what is in it
+
+
 class ForeignJob(NamedTuple):
     """A job as it comes from elsewhere."""
 
@@ -101,6 +110,7 @@ class ForeignJob(NamedTuple):
     parents: Sequence[int] = ()  # numbers of jobs that come along, before or after this one
     absent_parents: Sequence[str] = ()  # UUIDs of parents that do not come along
     folder: str = ""  # where its files are, as `place_files` knows it; "": none come along
+    call: ForeignCall | None = None
 
 
 class MergeOptions(NamedTuple):
@@ -200,6 +210,7 @@ class _Block(NamedTuple):
     events: list[tuple[Any, ...]]  # as the table has them, and the number of the parent there that the data names
     runs: list[tuple[Any, ...]]
     edits: list[tuple[Any, ...]]
+    calls: list[tuple[int, int, bytes, bytes | None]]  # position; place of the context in `_Reader.contexts`; payload; result
 
 
 class _Reader:
@@ -216,6 +227,10 @@ class _Reader:
         self.links: list[tuple[int, int]] = []  # (number of the parent in the source, position of the child)
         self.outer: list[tuple[int, int]] = []  # (number of a parent that is here, position of the child)
         self.places: dict[int, int] = {}  # number in the source -> position; of a job that is here: -number - 1
+        self.contexts: dict[bytes, int] = {}  # of calls -> their places
+        self._other_jobs: set[int] = set()  # numbers in the source for which another job with the same key is here
+        self._parents_of_calls: dict[int, list[int]] = {}  # position -> numbers in the source
+        self.without_payload: set[int] = set()  # positions of calls that cannot be made here
         self._short_ids: set[int] = set()
         self._workdirs: dict[str, str] = {}  # that users chose, there -> here
         self._used_apps: set[str] = set()
@@ -274,7 +289,7 @@ class _Reader:
         """Check jobs and put aside the rows of those that are to be added."""
         ids = {job.number: self._checked_id(job) for job in jobs}
         absent = {field_specs.checked_job_id(job_id) for job in jobs for job_id in job.absent_parents}
-        block = _Block(self.rows, [], [], [], [], [])
+        block = _Block(self.rows, [], [], [], [], [], [])
         with self.db.read() as cx:
             dry_run = self.options.dry_run
             taken = _taken(
@@ -291,6 +306,8 @@ class _Reader:
                 if same is not None and not self.options.new_ids:
                     self.places[job.number] = -same - 1
                     self._found[kind] += 1
+                    if kind == "same_key":
+                        self._other_jobs.add(job.number)
                     continue
                 self.places[job.number] = self.rows
                 try:
@@ -363,6 +380,15 @@ class _Reader:
         block.events.extend((position, *event) for event in events)
         block.runs.extend((position, *run) for run in self._checked_runs(job))
         block.edits.extend((position, *_checked_edit(edit)) for edit in job.edits)
+        if job.call is not None:
+            self._put_call(block, job, job.call, position)
+
+    def _put_call(self, block: _Block, job: ForeignJob, call: ForeignCall, position: int) -> None:
+        result = call.result if json_of_result(call.result) is not None else None
+        block.calls.append((position, self.contexts.setdefault(call.context, len(self.contexts)), call.payload, result))
+        self._parents_of_calls[position] = sorted(job.parents)
+        if job.absent_parents:
+            self.without_payload.add(position)
 
     def _state_here(self, state: str, row: Sequence[Any], job: ForeignJob, is_orphaned: bool) -> tuple[str, str]:
         """Return the state in which a job arrives, and the message of the event that leads there."""
@@ -441,6 +467,11 @@ class _Reader:
                 self.outer.append((-place - 1, child))
             else:
                 inner.append((place, child))
+        # A call names its parents by their order among those that are calls, which may be another one here.
+        for position, parents in self._parents_of_calls.items():
+            here = [(self.places[one] >= 0, abs(self.places[one])) for one in parents]
+            if here != sorted(here) or self._other_jobs.intersection(parents):
+                self.without_payload.add(position)
         cycle = graph.find_cycle(inner) if any(parent >= child for parent, child in inner) else []
         if cycle:
             raise DependencyCycle(f"{len(cycle)} of the jobs would wait for each other; nothing was added.")
@@ -597,6 +628,17 @@ class _Merging(pieces.HiddenInsert):
                 for position, *action, field, attempt, old, new in block.edits
             ),
         )
+        contexts = list(self._reader.contexts)
+        numbers = {place: calls.context_number(cx, contexts[place]) for place in {call[1] for call in block.calls}}
+        without = self._reader.without_payload
+        calls.add(
+            cx,
+            (
+                (first + position, numbers[context], b"" if position in without else payload)
+                for position, context, payload, _ in block.calls
+            ),
+        )
+        calls.store_results(cx, ((result, first + position) for position, *_, result in block.calls))
         places = _PLACE["workflow"], _PLACE["state"]
         large_writes.count_hidden(cx, self.hidden.write, Counter((row[places[0]], row[places[1]]) for row in rows))
         self._written += len(rows)

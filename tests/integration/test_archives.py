@@ -26,9 +26,11 @@ from balsam_lite.core import states
 from balsam_lite.core.errors import BalsamError, DatabaseFull, InputError
 from balsam_lite.db.engine import connection, directories, doctor
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import edits, runs, select
+from balsam_lite.db.models import use
+from balsam_lite.db.query import edits, results, runs, select
 from balsam_lite.db.store import apps, insert, user_actions
 from balsam_lite.db.store.merge import MergeOptions
+from balsam_lite.launcher.executor import BalsamExecutor
 
 TABLES = ("event", "run", "dependency", "edit", "failure")
 
@@ -484,3 +486,37 @@ def test_every_error_is_one_of_ours(db: Database, other: Database, tmp_path: Pat
             user_actions.delete(other, [row["id"] for row in rows(other)], force=True)
             shutil.rmtree(f"{other.directory}/data/w")
     assert main(["--db", other.directory, "db", "check"]) == 0
+
+
+def test_calls_come_along_and_run_if_their_parents_do(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    there, here = Bench(tmp_path / "one", BALSAM_IDLE_TTL_S="20"), Bench(tmp_path / "two")
+    try:
+        with use(there.db), BalsamExecutor() as executor:
+            launcher = there.launch()
+            first = executor.submit(abs, -3)
+            complicated = executor.submit(slice, 1, 2)
+            assert (first.result(60), complicated.result(60)) == (3, slice(1, 2))
+            launcher.terminate()
+            assert launcher.wait(60) == 0
+            waiting = executor.submit(divmod, 17, first)
+            numbers = first.number, complicated.number, waiting.number
+            export(there.db, tmp_path / "all.tar")
+            export(there.db, tmp_path / "one.tar", {"id": [numbers[2]]})
+            waiting.cancel()
+        merged = imports.import_archive(here.db, str(tmp_path / "all.tar"), MergeOptions(is_runnable=True)).merged
+        assert here.run() == 0
+        with here.db.read() as cx:
+            found = results.page(cx, {}, ("name", "state", results.RESULT), 0, 10, "", "")
+        assert sorted(tuple(row[1:]) for row in found) == [
+            ("abs", states.JOB_FINISHED, "3"), ("divmod", states.JOB_FINISHED, "[5, 2]"), ("slice", states.JOB_FINISHED, None),
+        ]  # fmt: skip
+        assert merged.added.number == 3
+        copies = imports.import_archive(here.db, str(tmp_path / "one.tar"), MergeOptions(is_runnable=True, new_ids=True)).merged
+        with here.db.read() as cx:  # without its parent it could get the wrong number
+            (payload,) = cx.execute("SELECT payload FROM call WHERE job = ?", (copies.added.first,)).fetchone()
+        assert not payload and faults(here.db) == []
+    finally:
+        there.close()
+        here.close()

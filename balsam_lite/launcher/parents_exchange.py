@@ -21,7 +21,7 @@ _MODULE = "balsam_lite.sites.remote_parents"
 #: Seconds after which an exchange is ended. It may copy files; an ssh or rsync that hangs is ended much earlier.
 _TIMEOUT_S = 24 * 3600.0
 #: For the last exchange of an idle launcher: minimum seconds since the one before, and maximum seconds that it is waited for.
-_LAST_PERIOD_S, _MAX_WAIT_S = 1.0, 60.0
+_LAST_PERIOD_S, _MAX_WAIT_S = 1.0, 10.0
 
 
 class ParentsExchange:

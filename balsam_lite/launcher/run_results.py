@@ -163,7 +163,8 @@ class ResultReader:
 
     def start_failure(self, run: LiveRun, code: int | None) -> StartFailure | None:
         """Return why the MPI command started nothing or lost a node; `code`: None while it runs."""
-        assert run.place is not None  # its start was heard of together with the end of its predecessor
+        if run.place is None:  # a call sent ahead, of whose predecessor's end nothing was heard: no MPI command is involved
+            return None
         return self._context.mpi.judge(run.claim, run.place, code, partial(_output, run))
 
     def _not_finished(self, run: LiveRun) -> Finished:

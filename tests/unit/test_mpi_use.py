@@ -6,11 +6,14 @@ import ctypes
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from balsam_lite.launcher.exec.invocation import BUSY, CONTACT, NODE, REFUSED
 from balsam_lite.launcher.mpirun.flavours import HYDRA, SRUN, TRANSIENT, Diagnosis
+from balsam_lite.launcher.run_results import ResultReader
 
 #: Printed by Slurm 22.05.8 and MPICH 5.0.2.
 NO_BINDING = "srun: cluster configuration lacks support for cpu binding\n"
@@ -81,3 +84,8 @@ def test_the_errors_that_pass_are_texts_of_slurm_and_of_the_system() -> None:
     texts = [library.slurm_strerror(number).decode() for number in range(1000, 10000)]
     texts += [os.strerror(number) for number in errno.errorcode]
     assert [begin for begin in TRANSIENT if not any(text.startswith(begin) for text in texts)] == []
+
+
+def test_a_call_of_which_no_place_is_known_has_an_end_like_any_other() -> None:
+    run: Any = SimpleNamespace(place=None)
+    assert ResultReader.start_failure(cast(Any, None), run, 1) is None

@@ -60,7 +60,7 @@ def test_tabs_separate_the_columns_of_tsv(file):
         (b"a,b\n1,2\n3,\xe4\n", r"f.csv, line 3, column 3: the byte 0xe4 is not UTF-8"),
         ("a,b\n".encode("utf-16"), r"f.csv is UTF-16, not text in UTF-8"),
         (b"PK\x03\x04", r"f.csv is a spreadsheet or archive"),
-        ('a\n"' + "x" * 200_000, r"f.csv, line 2: field larger than field limit"),
+        ('a\n"' + "x" * 200_000, r"f.csv, line 2: a cell is longer than 131072 characters; is a double quote not closed\?"),
     ],
 )
 def test_what_is_no_table_is_refused_with_line_and_column(file, content, message):

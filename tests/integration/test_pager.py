@@ -37,7 +37,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 
 class OnTerminal:
-    """`balsam` with a terminal of its own, as its session's."""
+    """`balsam` with a new terminal, as that of its session."""
 
     def __init__(self, db: Database, words: list[str], **variables: str) -> None:
         environ = {**environment(), "BALSAM_DB_PATH": db.directory, "TERM": "xterm", **variables}

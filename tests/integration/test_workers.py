@@ -300,7 +300,8 @@ def test_nothing_is_lost_or_made_twice_when_a_process_is_killed(bench, calls, vi
     """A call in the middle of many is interrupted; those that had ended stay, the others run."""
     log = tmp_path / "made"
     launcher = bench.launch("--nodes", "2")
-    with BalsamExecutor() as executor:
+    executor = BalsamExecutor()
+    try:
         futures = [executor.submit(_note, str(log), n) for n in range(400)]
         wait_until(lambda: log.exists() and log.stat().st_size > 300)
         pids = {one.pid for one in below(launcher.pid)}
@@ -315,6 +316,8 @@ def test_nothing_is_lost_or_made_twice_when_a_process_is_killed(bench, calls, vi
         ends = [one.exception(60) for one in futures]
         assert sum(one is not None for one in ends) <= (2 if victim == "worker" else 0)
         attempts = {one.number: one.job.attempt for one in futures}
+    finally:  # if the test fails there may be no launcher that ends the calls
+        executor.shutdown(wait=False, cancel_futures=True)
     made = [int(word) for word in log.read_text().split()]
     for n, future in enumerate(futures):
         assert 1 <= made.count(n) <= attempts[future.number]

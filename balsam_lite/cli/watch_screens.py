@@ -443,9 +443,9 @@ class OverviewScreen(_Acting, Screen[None]):
         self.query_one("#tables", TabbedContent).active = name
 
     def on_tabbed_content_tab_activated(self) -> None:
+        self._table(self.active).focus()  # also before the first look: else the keys would go to the hidden filter
         if self._found:
             self._fill(self.active)
-            self._table(self.active).focus()
             if self.active == "jobs":
                 self._look()
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import daemon, subprocess_run
-from .process_table import JOB_VARIABLES
+from .process_table import JOB_VARIABLES, below, signal_all
 
 _MODULE = "balsam_lite.core.event_hook"  # also where `__name__` is `__main__`
 #: Maximum bytes kept of what a command prints. One that prints more is ended.
@@ -186,6 +186,7 @@ def _end_with(link: socket.socket) -> None:
     for pid in list(subprocess_run.running):
         with suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
+    signal_all(below(os.getpid()), signal.SIGKILL)  # the thread may have started it, and not have noted it yet
     os._exit(1)
 
 

@@ -361,3 +361,17 @@ def test_a_service_tells_that_a_db_is_stuck(bench: Bench, hook: Hook):
     finally:
         service.terminate()
         service.wait(20)
+
+
+def test_a_hook_that_has_just_been_started_ends_with_its_launcher_too():
+    code = """
+import socket, subprocess
+from balsam_lite.core import event_hook
+print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)
+far, link = socket.socketpair()
+far.close()
+event_hook._end_with(link)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    wait_until(lambda: not alive(int(done.stdout)))
